@@ -1,0 +1,74 @@
+"""Controls for honest experiments: rules against which selection by excess loss has to prove itself."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wmtp_core.errors import UserError
+from wmtp_core.selection import Scope, check_k_percent, excess_loss, select_top_scores
+from wmtp_core.targets import shift_to_heads
+from wmtp_core.weighting import TokenSignals, required, softmax_over_heads, top_k_counts
+
+
+@dataclass(frozen=True)
+class RandomWeighting:
+    """Control: head 0 whole, later heads a random k_percent, drawn anew each step."""
+
+    k_percent: float = 0.6
+    scope: Scope = "batch"
+    seed: int = 0
+    group: dist.ProcessGroup | None = None
+
+    def __post_init__(self) -> None:
+        check_k_percent(self.k_percent)
+
+    def compute_head_weights(self, signals: TokenSignals) -> Tensor:
+        # A hash of (seed, step, row, position, head) and no generator: the draw is the same for every split into ranks.
+        _, length, horizon = signals.valid.shape
+        device = signals.valid.device
+        key = _mix(signals.row_ids + _mix(torch.tensor(self.seed) + (signals.step << 20)).to(device))  # [B]
+        cell = torch.arange(length * horizon, device=device).view(1, length, horizon)
+        scores = (_mix(key.view(-1, 1, 1) + cell) & 0xFFFFFF).float()  # [B, S, H], 24 bits: exact in float32
+        return select_top_scores(scores, signals.valid, self.k_percent, self.scope, self.group)
+
+    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+        return top_k_counts(valid_per_row, self.k_percent, self.scope)
+
+
+@dataclass(frozen=True)
+class SoftmaxExcessWeighting:
+    """Control: n·softmax of |excess| / temperature over the n valid heads, the older rule that rho1 replaces."""
+
+    temperature: float = 0.7
+
+    def compute_head_weights(self, signals: TokenSignals) -> Tensor:
+        excess = excess_loss(signals.ce, required(signals.reference_ce, "softmax-excess", "reference_ce"))
+        return softmax_over_heads(excess.abs(), signals.valid, self.temperature)
+
+    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+        return valid_per_row.sum(dim=0)
+
+
+@dataclass(frozen=True)
+class LabelledWeighting:
+    """Control: head 0 whole, later heads keep the targets that the corpus's own labels call clean."""
+
+    def compute_head_weights(self, signals: TokenSignals) -> Tensor:
+        clean = shift_to_heads(required(signals.noise, "labelled", "noise"), signals.valid.shape[-1]) == 0
+        clean[..., 0] = True
+        return (signals.valid & clean).float()
+
+    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+        raise UserError(
+            'labelled cannot normalize by "selected": its count is not known ahead; set normalize_by to "valid"'
+        )
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The 64-bit mixer of SplitMix (Steele et al., 2014), in int64 arithmetic that wraps."""
+    x = x * -7046029254386353131
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)

@@ -1,0 +1,190 @@
+"""Which predictions are worth learning: excess loss over the reference, and the exact top k of it.
+
+Rho-1 (arXiv 2404.07965) keeps the tokens of highest excess loss, equation 3; here each head h ≥ 1 does so separately
+and head 0 keeps everything, so that every position with a next token trains between 1 and H tokens.
+"""
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wmtp_core.cross_entropy import dense_cross_entropy
+from wmtp_core.errors import UserError
+from wmtp_core.targets import mtp_targets, shift_to_heads
+
+Scope = Literal["batch", "sequence"]
+
+
+def check_k_percent(k_percent: float) -> None:
+    """Raise UserError unless `k_percent` is a fraction in (0, 1]; nan is refused too."""
+    if not 0 < k_percent <= 1:
+        raise UserError(
+            f"k_percent is {k_percent}; give the fraction of targets to keep, above 0 and at most 1, like 0.6"
+        )
+
+
+def excess_loss(ce: Tensor, reference_ce: Tensor) -> Tensor:
+    """Signed excess loss of each prediction over the reference's loss on the same target token.
+
+    Args:
+        ce: float32 `[B, S, H]`.
+        reference_ce: float32 `[B, S]`, indexed by target position.
+
+    Returns:
+        float32 `[B, S, H]`, `ce[b, t, h] − reference_ce[b, t+h+1]`; meaningful where the target is valid.
+    """
+    return ce - shift_to_heads(reference_ce, ce.shape[-1])
+
+
+def top_k_count(valid_count: Tensor, k_percent: float) -> Tensor:
+    """How many of n targets the top k keeps: `1 + floor(k·(n−1) + 1e-9)`, and 0 of 0. int64, any shape.
+
+    That is the size of `{x ≥ quantile(x, 1−k)}` on distinct values.
+    """
+    kept = 1 + (k_percent * (valid_count.double() - 1) + 1e-9).floor().long()
+    return kept.masked_fill(valid_count == 0, 0)
+
+
+def keep_top(scores: Tensor, valid: Tensor, k_percent: float) -> Tensor:
+    """Keep the top k of the valid scores of each row, ties by position (lower first).
+
+    Args:
+        scores: float `[G, n]`; NaN counts as the highest, so that it is seen and not hidden.
+        valid: bool `[G, n]`.
+
+    Returns:
+        bool `[G, n]` with exactly `top_k_count` True per row. No host synchronisation.
+    """
+    # A stable sort keeps equal scores in the order of their positions; invalid ones are passed over by the count.
+    order = scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    in_order = valid.gather(-1, order)
+    count = top_k_count(valid.sum(dim=-1, keepdim=True), k_percent)  # [G, 1]
+    kept_in_order = in_order & (in_order.cumsum(dim=-1) <= count)
+    return torch.zeros_like(valid).scatter_(-1, order, kept_in_order)
+
+
+def select_top_scores(
+    scores: Tensor, valid: Tensor, k_percent: float, scope: Scope = "batch", group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """Head 0 keeps every valid target; each head h ≥ 1 the top k of its valid targets by `scores`.
+
+    Args:
+        scores: float32 `[B, S, H]`, higher is kept first.
+        valid: bool `[B, S, H]`.
+        k_percent: fraction in (0, 1].
+        scope: "batch" compares over the micro-batch, "sequence" within each row.
+        group: the process group over whose ranks a batch extends, rank 0's rows first; every rank must hold the same
+            `B` and `S`. None: this process alone. Not used by scope "sequence".
+
+    Returns:
+        float32 `[B, S, H]` of 0 and 1.
+    """
+    check_k_percent(k_percent)
+    rows, length, horizon = valid.shape
+    if scope not in ("batch", "sequence"):
+        raise UserError(f'scope is {scope!r}; choose "batch" or "sequence"')
+    flat_scores, flat_valid = scores[..., 1:].float(), valid[..., 1:]  # [B, S, H-1]
+    if scope == "sequence":
+        kept = keep_top(
+            flat_scores.transpose(1, 2).reshape(-1, length), flat_valid.transpose(1, 2).reshape(-1, length), k_percent
+        )
+        later = kept.view(rows, horizon - 1, length).transpose(1, 2)  # [B, S, H-1]
+    else:
+        flat_scores = flat_scores.permute(2, 0, 1).reshape(horizon - 1, -1)  # [H-1, B·S]
+        flat_valid = flat_valid.permute(2, 0, 1).reshape(horizon - 1, -1)
+        all_scores, all_valid, start = _gather_over_ranks(flat_scores, flat_valid, group)  # [H-1, R·B·S]
+        kept = keep_top(all_scores, all_valid, k_percent)[:, start : start + rows * length]
+        later = kept.view(horizon - 1, rows, length).permute(1, 2, 0)  # [B, S, H-1]
+    return torch.cat([valid[..., :1], later], dim=-1).float()
+
+
+def _gather_over_ranks(scores: Tensor, valid: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, int]:
+    """Every rank's scores and validity in rank order, and where this rank's begin."""
+    if group is None or dist.get_world_size(group) == 1:
+        return scores, valid, 0
+    world, rank = dist.get_world_size(group), dist.get_rank(group)
+    mine = torch.stack([scores, valid.float()]).contiguous()  # [2, H-1, n]
+    gathered = [torch.empty_like(mine) for _ in range(world)]
+    dist.all_gather(gathered, mine, group=group)
+    both = torch.cat(gathered, dim=-1)  # [2, H-1, R·n]
+    return both[0], both[1].bool(), rank * scores.shape[-1]
+
+
+def select_top_excess(
+    ce: Tensor,
+    reference_ce: Tensor,
+    valid: Tensor,
+    k_percent: float,
+    scope: Scope = "batch",
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """The rho1 rule on per-token losses: head 0 whole, later heads the top k by signed excess loss.
+
+    Args:
+        ce: float32 `[B, S, H]`.
+        reference_ce: float32 `[B, S]`, indexed by target position.
+        valid: bool `[B, S, H]`.
+        k_percent, scope, group: see `select_top_scores`.
+
+    Returns:
+        float32 `[B, S, H]` of 0 and 1, without gradient.
+    """
+    with torch.no_grad():
+        return select_top_scores(excess_loss(ce, reference_ce), valid, k_percent, scope, group)
+
+
+def compute_rho1_stats(weights: Tensor, valid_mask: Tensor) -> dict[str, Tensor]:
+    """How much was selected, as 0-dim tensors (float32) on the weights' device, without host synchronisation.
+
+    Args:
+        weights: `[B, S, H]`; non-zero is selected.
+        valid_mask: bool `[B, S, H]`.
+
+    Returns:
+        `head_{h}_count`, `head_{h}_ratio` (selected / valid), `selection_ratio` (selected / valid over all heads),
+        `avg_heads_per_position` (selected / positions with a valid next token). 0 where nothing is valid.
+    """
+    selected = ((weights != 0) & valid_mask).sum(dim=(0, 1)).float()  # [H]
+    valid = valid_mask.sum(dim=(0, 1)).float()  # [H]
+    ratio = selected / valid.clamp(min=1)
+    stats = {f"head_{h}_count": selected[h] for h in range(len(selected))}
+    stats |= {f"head_{h}_ratio": ratio[h] for h in range(len(selected))}
+    stats["selection_ratio"] = selected.sum() / valid.sum().clamp(min=1)
+    stats["avg_heads_per_position"] = selected.sum() / valid[0].clamp(min=1)
+    return stats
+
+
+def compute_mtp_selective_weights(
+    policy_logits: Tensor, ref_logits: Tensor, labels: Tensor, attention_mask: Tensor, k_percent: float = 0.6
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The rho1 rule on dense logits of the policy and of the reference.
+
+    Args:
+        policy_logits: `[B, S, H, V]`.
+        ref_logits: `[B, S, V]` of a next-token model.
+        labels: int64 `[B, S]`, not shifted, -100 where there is nothing to learn.
+        attention_mask: `[B, S]`, 0 at padding.
+        k_percent: fraction in (0, 1].
+
+    Returns:
+        weights float32 `[B, S, H]` of 0 and 1, and 0-dim statistics: those of `compute_rho1_stats`, and for h ≥ 1
+        `head_{h}_excess_mean` (over valid targets) and `head_{h}_threshold` (the smallest selected excess; inf where
+        nothing is selected).
+    """
+    horizon = policy_logits.shape[2]
+    with torch.no_grad():
+        targets, valid = mtp_targets(labels, horizon, attention_mask)
+        ce = dense_cross_entropy(policy_logits, targets)  # [B, S, H]
+        next_tokens, _ = mtp_targets(labels, 1, attention_mask)  # [B, S, 1]
+        reference_ce = torch.nn.functional.pad(dense_cross_entropy(ref_logits, next_tokens[..., 0])[:, :-1], (1, 0))
+        weights = select_top_excess(ce, reference_ce, valid, k_percent)
+        excess = excess_loss(ce, reference_ce)
+        stats = compute_rho1_stats(weights, valid)
+        for h in range(1, horizon):
+            stats[f"head_{h}_excess_mean"] = excess[..., h].where(valid[..., h], 0).sum() / valid[..., h].sum().clamp(
+                min=1
+            )
+            stats[f"head_{h}_threshold"] = excess[..., h].where(weights[..., h] != 0, torch.inf).min()
+    return weights, stats

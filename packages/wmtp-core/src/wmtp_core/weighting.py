@@ -1,0 +1,155 @@
+"""How much each prediction is worth: one small class per rule, all behind `HeadWeighting`."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wmtp_core.critic import generalized_advantages, value_differences
+from wmtp_core.errors import UserError
+from wmtp_core.selection import Scope, check_k_percent, select_top_excess, top_k_count
+from wmtp_core.targets import shift_to_heads
+
+
+@dataclass(frozen=True)
+class TokenSignals:
+    """What a rule may look at for one micro-batch, detached. Optional ones are None where the run has none."""
+
+    ce: Tensor
+    """float32 `[B, S, H]`, 0 where not valid."""
+    valid: Tensor
+    """bool `[B, S, H]`."""
+    step: int
+    """The optimizer step, from 0."""
+    row_ids: Tensor
+    """int64 `[B]`, which row of the data set each row is: the same whatever the number of processes."""
+    document_ids: Tensor | None = None
+    """int64 `[B, S]`."""
+    reference_ce: Tensor | None = None
+    """float32 `[B, S]`, indexed by target position."""
+    values: Tensor | None = None
+    """float32 `[B, S]`, the value head's V_t."""
+    noise: Tensor | None = None
+    """int64 `[B, S]`, the corpus's own labels: 0 clean, else the kind of noise."""
+
+
+class HeadWeighting(Protocol):
+    """A rule that says how much each prediction is worth."""
+
+    def compute_head_weights(self, signals: TokenSignals) -> Tensor:
+        """float32 `[B, S, H]`, without gradient, 0 where not valid."""
+        ...
+
+    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+        """How many targets each head will keep, known before the forward: int64 `[H]`.
+
+        Args:
+            valid_per_row: int64 `[rows, H]`, the valid targets of every row of the micro-batch over all ranks.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class UniformWeighting:
+    """mtp-baseline: weight 1 on every valid target (Gloeckle et al., arXiv 2404.19737)."""
+
+    def compute_head_weights(self, signals: TokenSignals) -> Tensor:
+        return signals.valid.float()
+
+    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+        return valid_per_row.sum(dim=0)
+
+
+@dataclass(frozen=True)
+class Rho1Weighting:
+    """rho1-wmtp: head 0 whole, later heads their top k by signed excess loss over the reference."""
+
+    k_percent: float = 0.6
+    scope: Scope = "batch"
+    group: dist.ProcessGroup | None = None
+
+    def __post_init__(self) -> None:
+        check_k_percent(self.k_percent)
+
+    def compute_head_weights(self, signals: TokenSignals) -> Tensor:
+        reference_ce = required(signals.reference_ce, "rho1", "reference_ce")
+        return select_top_excess(signals.ce, reference_ce, signals.valid, self.k_percent, self.scope, self.group)
+
+    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+        return top_k_counts(valid_per_row, self.k_percent, self.scope)
+
+
+@dataclass(frozen=True)
+class CriticWeighting:
+    """critic-wmtp: predictions of tokens that added more value weigh more.
+
+    `transform="softmax"`: at each position n·softmax over its n valid heads of advantage / temperature.
+    `transform="exp"`: exp(A/β) of whitened advantages, clipped and rescaled to mean 1 (advantage-weighted regression,
+    Peng et al., arXiv 1910.00177). Uniform for the first `warmup_steps`, while the value head learns.
+    """
+
+    discount: float = 0.95
+    temperature: float = 0.7
+    advantage: Literal["delta", "gae"] = "delta"
+    gae_lambda: float = 0.95
+    transform: Literal["softmax", "exp"] = "softmax"
+    beta: float = 1.0
+    clip: float = 5.0
+    warmup_steps: int = 0
+    group: dist.ProcessGroup | None = None
+
+    def compute_head_weights(self, signals: TokenSignals) -> Tensor:
+        if signals.step < self.warmup_steps:
+            return signals.valid.float()
+        values = required(signals.values, "critic", "values")
+        advantages = value_differences(values, self.discount, signals.document_ids)  # [B, S]
+        if self.advantage == "gae":
+            advantages = generalized_advantages(advantages, self.discount, self.gae_lambda, signals.document_ids)
+        per_head = shift_to_heads(advantages, signals.valid.shape[-1])  # [B, S, H]
+        if self.transform == "softmax":
+            return softmax_over_heads(per_head, signals.valid, self.temperature)
+        return self._exponential(per_head, signals.valid)
+
+    def _exponential(self, advantages: Tensor, valid: Tensor) -> Tensor:
+        """Whitening and the mean of 1 are over all ranks' valid targets: the split of a batch does not matter."""
+        masked = advantages.double().where(valid, 0)
+        count, total, squares = self._sum_over_ranks(
+            torch.stack([valid.sum().double(), masked.sum(), masked.square().sum()])
+        )
+        mean = total / count.clamp(min=1)
+        deviation = (squares / count.clamp(min=1) - mean.square()).clamp(min=1e-12).sqrt()
+        weights = ((masked - mean) / deviation / self.beta).exp().clamp(max=self.clip).where(valid, 0)
+        return (weights * count / self._sum_over_ranks(weights.sum()).clamp(min=1e-12)).float()
+
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
+        if self.group is not None:
+            dist.all_reduce(sums, group=self.group)
+        return sums
+
+    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+        return valid_per_row.sum(dim=0)
+
+
+def softmax_over_heads(scores: Tensor, valid: Tensor, temperature: float) -> Tensor:
+    """`n · softmax(scores / temperature)` over each position's n valid heads, else 0. float32 `[B, S, H]`."""
+    shares = (scores.float() / temperature).masked_fill(~valid, -torch.inf).softmax(dim=-1)
+    return (shares * valid.sum(dim=-1, keepdim=True)).where(
+        valid, 0
+    )  # where: a position without heads gives NaN shares
+
+
+def required(tensor: Tensor | None, rule: str, name: str) -> Tensor:
+    """The tensor, or a UserError that names the rule and what it lacks."""
+    if tensor is None:
+        raise UserError(f"the {rule} rule needs {name}, and the batch has none: give the run what computes it")
+    return tensor
+
+
+def top_k_counts(valid_per_row: Tensor, k_percent: float, scope: Scope) -> Tensor:
+    """`selected_counts` of a rule that keeps head 0 whole and a top k of the later heads."""
+    per_comparison = valid_per_row.sum(dim=0, keepdim=True) if scope == "batch" else valid_per_row
+    counts = top_k_count(per_comparison, k_percent).sum(dim=0)
+    counts[0] = valid_per_row[:, 0].sum()
+    return counts
