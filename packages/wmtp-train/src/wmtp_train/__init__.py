@@ -1,0 +1,9 @@
+"""Settings, packed data, trainers, checkpoints and monitoring for weighted multi-token prediction."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    # DeepSpeed reads it when it is imported, and warns where it has to guess.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,0 +1,21 @@
+"""Tokenise and pack a run's data ahead of it: `python launch/prepare.py --config …`. Otherwise training does it."""
+
+from wmtp_train.command_line import load_settings
+from wmtp_train.inputs import open_inputs
+from wmtp_train.processes import run, start_processes
+
+
+def main() -> None:
+    """Prepare every set and say what is in it."""
+    settings = load_settings()
+    start_processes()
+    for name, data in open_inputs(settings, with_scores=False).sets().items():
+        found = data.prepared
+        kinds = f", noise: {', '.join(found.kinds)}" if found.kinds else ""
+        print(
+            f"{name}: {found.documents} documents, {found.tokens} tokens, {len(found.rows)} rows{kinds}: {found.path}"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,51 @@
+"""Score a run's data with its reference, once for all: `deepspeed launch/score.py --config …`, or with plain python.
+
+Writes one loss per token beside the packed rows, into `reference.scores`; goes on where a kill left it.
+"""
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from wmtp_core import UserError
+from wmtp_models import ReferenceModel, weights_fingerprint
+from wmtp_train.command_line import load_settings
+from wmtp_train.data import Batch, score
+from wmtp_train.engine import read_deepspeed_config
+from wmtp_train.inputs import open_inputs
+from wmtp_train.processes import device, run, start_processes
+
+
+def main() -> None:
+    """Score every set that the settings name."""
+    settings = load_settings()
+    source, folder = settings.reference.source, settings.reference.scores
+    if source is None or folder is None:
+        raise UserError("set reference.source to the reference model, and reference.scores to the folder to write")
+    start_processes()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    # The micro-batch of training, so that a live reference would compute the very same numbers.
+    micro_batch = read_deepspeed_config(settings.deepspeed_config, world)["train_micro_batch_size_per_gpu"]
+    inputs = open_inputs(settings, with_scores=False)
+    dtype = getattr(torch, settings.reference.dtype)
+    reference = ReferenceModel.load(source, dtype, policy_tokenizer=inputs.tokenizer).to(device())
+    fingerprint = weights_fingerprint(source)
+
+    def token_losses(batch: Batch) -> torch.Tensor:
+        here = batch.to(device())
+        return reference.token_losses(here.input_ids, here.position_ids, here.document_ids)
+
+    for name, data in inputs.sets().items():
+        length = data.prepared.sequence_length
+        with tqdm(desc=f"score {name}", unit="tok", unit_scale=True, disable=rank != 0) as bar:
+
+            def show(done: int, total: int, bar: tqdm = bar, length: int = length) -> None:
+                bar.total = total * length
+                bar.update(done * length - bar.n)
+
+            dtype_name = settings.reference.scores_dtype
+            score(data.prepared, token_losses, folder / name, fingerprint, rank, world, micro_batch, show, dtype_name)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,25 @@
+"""Train: `deepspeed launch/train.py --algo rho1-wmtp --config … --deepspeed_config …`, or with plain python.
+
+`--help` lists every setting; `--tiny` is a complete small run that needs nothing before it.
+"""
+
+import torch.distributed as dist
+
+from wmtp_train.algorithms import trainer_class
+from wmtp_train.command_line import load_settings
+from wmtp_train.processes import run, start_processes
+from wmtp_train.tables import figures_table
+
+
+def main() -> None:
+    """Read the settings, build the trainer that they name, and run it."""
+    settings = load_settings()
+    algorithm = trainer_class(settings.algo)
+    start_processes()
+    figures = algorithm(settings).train()
+    if dist.get_rank() == 0:
+        print(figures_table(figures))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,83 @@
+"""Where a Hugging Face causal LM keeps what multi-token heads need, and whether it can have them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from wmtp_core import UserError
+
+LAYER_LISTS = ("layers", "h")
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """The modules of one causal LM that its heads share or replace."""
+
+    layers: nn.ModuleList
+    norm: nn.Module
+    unembedding: nn.Linear
+
+
+def decoder_parts(causal_lm: PreTrainedModel) -> DecoderParts:
+    """Find the decoder layers, the final norm and the unembedding.
+
+    Raises:
+        UserError: one of them is missing or of another kind.
+    """
+    if causal_lm.config.is_encoder_decoder:
+        raise _cannot_wrap(causal_lm, "it is an encoder-decoder, not a decoder")
+    decoder = causal_lm.get_decoder()
+    layers = next((getattr(decoder, name) for name in LAYER_LISTS if hasattr(decoder, name)), None)
+    if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+        raise _cannot_wrap(causal_lm, f"it lacks a list of decoder layers (looked for {', '.join(LAYER_LISTS)})")
+    norm = next((getattr(decoder, name) for name in FINAL_NORMS if hasattr(decoder, name)), None)
+    if norm is None:
+        raise _cannot_wrap(causal_lm, f"it lacks a final norm (looked for {', '.join(FINAL_NORMS)})")
+    unembedding = causal_lm.get_output_embeddings()
+    if not isinstance(unembedding, nn.Linear):
+        raise _cannot_wrap(causal_lm, "it lacks an output embedding that is a linear layer")
+    if unembedding.bias is not None:
+        raise _cannot_wrap(causal_lm, "its output embedding has a bias, which the fused cross-entropy does not know")
+    return DecoderParts(layers, norm, unembedding)
+
+
+def layer_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The hidden states `[B, S, D]` in what a decoder layer returns: some families return a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@torch.no_grad()
+def require_plain_logits(causal_lm: PreTrainedModel) -> None:
+    """Refuse a model whose logits are more than unembedding(norm(last layer)), by looking at two tokens.
+
+    Scaled or soft-capped logits (Cohere, Granite, Gemma 2) and projections after the norm would otherwise give losses
+    that are wrong without a sign.
+
+    Raises:
+        UserError: they are more than that.
+    """
+    parts = decoder_parts(causal_lm)
+    seen: list[Tensor] = []
+    hook = parts.layers[-1].register_forward_hook(lambda _module, _args, output: seen.append(layer_output(output)))
+    was_training = causal_lm.training
+    causal_lm.eval()
+    probe = torch.arange(2, device=parts.unembedding.weight.device).unsqueeze(0)  # [1, 2]
+    try:
+        logits = causal_lm(input_ids=probe, use_cache=False).logits
+    finally:
+        hook.remove()
+        causal_lm.train(was_training)
+    hidden = parts.norm(seen[0])
+    fits = hidden.shape[-1] == parts.unembedding.in_features
+    if not fits or not torch.equal(logits.float(), parts.unembedding(hidden).float()):
+        raise _cannot_wrap(causal_lm, "its logits are not the plain product of final norm and output embedding")
+
+
+def _cannot_wrap(causal_lm: PreTrainedModel, reason: str) -> UserError:
+    return UserError(
+        f"{type(causal_lm).__name__} cannot be wrapped: {reason}; "
+        "use a plain decoder such as Llama, Qwen2, Qwen3, Mistral, GPT-2 or GPT-NeoX"
+    )

@@ -1,0 +1,203 @@
+"""Multi-token prediction on any Hugging Face decoder (Gloeckle et al., arXiv 2404.19737).
+
+The trunk runs once; H parallel heads, each one decoder layer of the trunk's kind, read its output; the final norm and
+the unembedding are shared. `forward` returns losses per token and head. Logits `[B, S, H, V]` are never formed.
+"""
+
+import copy
+from itertools import chain
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from wmtp_core import UserError, linear_cross_entropy, mtp_targets
+from wmtp_models.decoder import decoder_parts, require_plain_logits
+from wmtp_models.heads import HeadLayers
+from wmtp_models.packed import complete_layout
+from wmtp_models.value_head import ValueHead
+
+
+class MtpConfig(PreTrainedConfig):
+    """Configuration of `MtpForCausalLM`.
+
+    Args:
+        trunk: configuration of the plain causal LM, or its dictionary with a `model_type`.
+        horizon: number of heads H, at least 1.
+        value_head: whether the policy carries a value head.
+        value_gradient_to_trunk: whether the value head's loss also trains the trunk.
+    """
+
+    model_type = "wmtp"
+    sub_configs = {"trunk": AutoConfig}  # noqa: RUF012 (transformers' own convention)
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        trunk: PreTrainedConfig | dict[str, Any] | None = None,
+        horizon: int = 4,
+        value_head: bool = False,
+        value_gradient_to_trunk: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if horizon < 1:
+            raise UserError(f"horizon is {horizon}: it must be at least 1 (1 is plain next-token prediction)")
+        # The base class resets the attention implementation of every sub-configuration it finds: it must find none.
+        super().__init__(**kwargs)
+        self.trunk = AutoConfig.for_model(**trunk) if isinstance(trunk, dict) else trunk
+        self.horizon = horizon
+        self.value_head = value_head
+        self.value_gradient_to_trunk = value_gradient_to_trunk
+
+
+class MtpOutput(NamedTuple):
+    """What a forward pass gives. A tuple, so that DeepSpeed finds the tensors that its backward hooks belong on.
+
+    Attributes:
+        ce: float32 `[B, S, H]`, −log P(target | tokens ≤ t, head h); 0 where not valid.
+        valid: bool `[B, S, H]`, where head h has a target at position t.
+        values: float32 `[B, S]`, or None without a value head.
+    """
+
+    ce: Tensor
+    valid: Tensor
+    values: Tensor | None
+
+
+class MtpForCausalLM(PreTrainedModel):
+    """A causal LM whose last layer is `HeadLayers`, and optionally a value head."""
+
+    config_class = MtpConfig
+    supports_gradient_checkpointing = True
+    # The trunk has the say: it is built from its own configuration and refuses what it cannot do.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: MtpConfig, causal_lm: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.causal_lm = AutoModelForCausalLM.from_config(config.trunk) if causal_lm is None else causal_lm
+        parts = decoder_parts(self.causal_lm)
+        parts.layers[-1] = HeadLayers(parts.layers[-1], config.horizon)
+        self.value_head: ValueHead | None = None
+        if config.value_head:
+            self.add_value_head()
+        self.post_init()
+
+    @classmethod
+    def wrap(cls, causal_lm: PreTrainedModel, horizon: int = 4, value_head: bool = False) -> Self:
+        """Put heads on a plain causal LM and take it over: its weights become this model's, its last layer head 0.
+
+        Heads ≥ 1 start as copies of the last layer. The model that was passed must not be used on its own any more;
+        `unwrap` gives a plain one back.
+
+        Raises:
+            UserError: the architecture cannot be wrapped; the message says what it lacks.
+        """
+        require_plain_logits(causal_lm)
+        for module in causal_lm.modules():
+            module._is_hf_initialized = True  # or post_init may draw weights anew that came from elsewhere
+        config = MtpConfig(trunk=causal_lm.config, horizon=horizon, value_head=value_head, dtype=causal_lm.dtype)
+        return cls(config, causal_lm).train(causal_lm.training)
+
+    def unwrap(self) -> PreTrainedModel:
+        """The plain Hugging Face causal LM of trunk and head 0.
+
+        Its modules and configuration are its own, its parameters and buffers are shared with this model: no weight is
+        copied, calling, saving or re-wiring it leaves this model as it was, and training it trains both.
+        """
+        shared = {id(tensor): tensor for tensor in chain(self.causal_lm.parameters(), self.causal_lm.buffers())}
+        layers = self.head_layers
+        memo: dict[int, Any] = {**shared, id(layers): copy.deepcopy(layers.heads[0], dict(shared))}
+        plain: PreTrainedModel = copy.deepcopy(self.causal_lm, memo)
+        return plain
+
+    @property
+    def head_layers(self) -> HeadLayers:
+        """The module in the place of the trunk's last layer."""
+        layers = decoder_parts(self.causal_lm).layers[-1]
+        assert isinstance(layers, HeadLayers)
+        return layers
+
+    def add_value_head(self) -> None:
+        """Give the policy a new value head, of values 0, in the unembedding's dtype and place."""
+        weight = decoder_parts(self.causal_lm).unembedding.weight
+        self.value_head = ValueHead(weight.shape[1]).to(device=weight.device, dtype=weight.dtype)
+        self.config.value_head = True
+
+    def remove_value_head(self) -> None:
+        """Drop the value head and its weights."""
+        self.value_head = None
+        self.config.value_head = False
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> MtpOutput:
+        """Losses of all heads at all positions.
+
+        Documents packed into a row do not see each other: give `document_ids`, or `position_ids` that restart at each
+        document, or both.
+
+        Args:
+            input_ids: int64 `[B, S]`.
+            labels: int64 `[B, S]`, not shifted, −100 where nothing is to be learned; default `input_ids`.
+            position_ids: int64 `[B, S]`; default 0, 1, 2, … in each document.
+            document_ids: int64 `[B, S]`, equal numbers for equal documents; default as `position_ids` restart.
+            attention_mask: `[B, S]`, 0 at padding.
+        """
+        position_ids, document_ids = complete_layout(position_ids, document_ids, attention_mask)
+        hidden = self._head_states(input_ids, position_ids)  # [B, S, H, D]
+        labels = input_ids if labels is None else labels
+        targets, valid = mtp_targets(labels, self.config.horizon, attention_mask, document_ids)  # [B, S, H]
+        # The weight is used in here and nowhere else, so that ZeRO-3 gathers it around this forward and its backward.
+        weight = decoder_parts(self.causal_lm).unembedding.weight
+        ce = linear_cross_entropy(hidden.flatten(0, 2), weight, targets.flatten()).view_as(targets)
+        values = None
+        if self.value_head is not None:
+            last = hidden[:, :, 0]  # [B, S, D], the trunk's last hidden state
+            values = self.value_head(last if self.config.value_gradient_to_trunk else last.detach())
+        return MtpOutput(ce=ce, valid=valid, values=values)
+
+    def head_logits(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of all heads, float32 `[B, S, H, V]`, for inference and tests; arguments as in `forward`."""
+        position_ids, _ = complete_layout(position_ids, document_ids, attention_mask)
+        logits: Tensor = decoder_parts(self.causal_lm).unembedding(self._head_states(input_ids, position_ids))
+        return logits.float()
+
+    def _head_states(self, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
+        """Normed hidden states of every head, `[B, S, H, D]`."""
+        with self.head_layers.collecting() as later_heads:
+            # Without a cache, always: with one, transformers lets packed documents see each other.
+            trunk = self.causal_lm.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        norm = decoder_parts(self.causal_lm).norm
+        return torch.stack([trunk.last_hidden_state, *map(norm, later_heads)], dim=2)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The trunk's."""
+        return self.causal_lm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The trunk's: one unembedding for all heads."""
+        return self.causal_lm.get_output_embeddings()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers initialises the trunk and the heads by the trunk's own rule; only the value head is ours.
+        if isinstance(module, ValueHead):
+            module.reset_parameters()
+
+
+AutoConfig.register(MtpConfig.model_type, MtpConfig)
+AutoModel.register(MtpConfig, MtpForCausalLM)

@@ -1,0 +1,150 @@
+"""The frozen next-token model that excess loss is measured against (Rho-1, arXiv 2404.07965, section 2.2)."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from wmtp_core import UserError, linear_cross_entropy, mtp_targets
+from wmtp_models.decoder import decoder_parts, require_plain_logits
+from wmtp_models.loading import load_causal_lm, load_tokenizer
+from wmtp_models.packed import complete_layout
+
+
+class ReferenceModel(nn.Module):
+    """A causal LM that is only ever read: no gradients, no dropout, one forward per call."""
+
+    def __init__(self, causal_lm: PreTrainedModel) -> None:
+        super().__init__()
+        require_plain_logits(causal_lm)
+        self.causal_lm = causal_lm.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        dtype: torch.dtype = torch.float32,
+        policy_vocab_size: int | None = None,
+        policy_tokenizer: PreTrainedTokenizerFast | None = None,
+    ) -> Self:
+        """Load a causal LM, or trunk and head 0 of a WMTP folder.
+
+        Args:
+            source: folder, or a name that transformers can fetch.
+            dtype: of the reference's parameters; its losses are float32 whatever it is.
+            policy_vocab_size: V of the policy; the reference must have the same.
+            policy_tokenizer: the policy's; the tokenizer beside the reference must be the same.
+
+        Raises:
+            UserError: nothing to load, or it does not speak the policy's tokens.
+        """
+        if policy_tokenizer is not None:
+            require_same_tokenizer(policy_tokenizer, load_tokenizer(source), source)
+        reference = cls(load_causal_lm(source, dtype))
+        vocab_size = decoder_parts(reference.causal_lm).unembedding.out_features
+        if policy_vocab_size not in (None, vocab_size):
+            raise UserError(
+                f"the reference {source} has a vocabulary of {vocab_size} tokens, the policy one of "
+                f"{policy_vocab_size}: train or choose a reference with the policy's tokenizer"
+            )
+        return reference
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, whatever a trainer asks for."""
+        return super().train(False)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """As `token_losses`, which is what one calls; this is what ZeRO-3 hooks into where the reference is sharded."""
+        position_ids, document_ids = complete_layout(position_ids, document_ids, attention_mask)
+        targets, _ = mtp_targets(input_ids, 1, attention_mask, document_ids)  # [B, S, 1]
+        hidden = self.causal_lm.base_model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state  # [B, S, D]
+        weight = decoder_parts(self.causal_lm).unembedding.weight
+        ce = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten()).view_as(input_ids)
+        return nn.functional.pad(ce[:, :-1], (1, 0))  # from the position that predicts to the token predicted
+
+    @torch.no_grad()
+    def token_losses(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Reference cross-entropy of every token, in one forward and never with all logits at once.
+
+        Args:
+            input_ids: int64 `[B, S]`.
+            position_ids: int64 `[B, S]`, restarting at each packed document; default 0, 1, 2, … in each.
+            document_ids: int64 `[B, S]`, equal numbers for equal documents; default as `position_ids` restart.
+            attention_mask: `[B, S]`, 0 at padding.
+
+        Returns:
+            float32 `[B, S]`, −log P_ref(input_ids[b, p] | tokens < p of the same document), indexed by p: 0 at the
+            first token of a document and at padding.
+        """
+        losses: Tensor = self(input_ids, position_ids, document_ids, attention_mask)
+        return losses
+
+
+def require_same_tokenizer(
+    policy: PreTrainedTokenizerFast, reference: PreTrainedTokenizerFast, source: str | Path
+) -> None:
+    """Refuse a reference whose token ids mean something else than the policy's.
+
+    Raises:
+        UserError: the vocabularies differ (naming a token that does), or the rules that cut text into tokens.
+    """
+    mend = "train the reference with the policy's tokenizer, or start the policy from the reference's"
+    ours, theirs = policy.get_vocab(), reference.get_vocab()
+    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if differing:
+        token = differing[0]
+        raise UserError(
+            f"the reference {source} has another tokenizer: {len(differing)} tokens differ, such as {token!r} "
+            f"(id {theirs.get(token)} there, {ours.get(token)} in the policy): {mend}"
+        )
+    if (rules := _cutting_rules(policy)) != (other := _cutting_rules(reference)):
+        part = next(name for name in sorted(rules.keys() | other.keys()) if rules.get(name) != other.get(name))
+        raise UserError(f"the reference {source} has another tokenizer: same vocabulary, another {part}: {mend}")
+
+
+def _cutting_rules(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    rules: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Truncation and padding are leftovers of the last call, not part of what tokens mean.
+    return {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
+
+
+def weights_fingerprint(source: str | Path) -> str:
+    """What distinguishes one trained model from another: its weight files and its config.json.
+
+    Returns:
+        sha256 in hex over names and contents; the folder's own name and place do not enter.
+
+    Raises:
+        UserError: no folder, or one without weights.
+    """
+    folder = Path(source)
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    config = folder / "config.json"
+    if not weights or not config.is_file():
+        raise UserError(
+            f"{folder} does not hold a config.json and *.safetensors or pytorch_model*.bin: give a saved model's folder"
+        )
+    digest = hashlib.sha256()
+    for path in [config, *weights]:
+        with path.open("rb") as file:
+            digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,28 @@
+"""Controls for honest experiments: what selection by excess loss is held against. See wmtp_core.controls."""
+
+from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting
+from wmtp_train.processes import world_group
+from wmtp_train.settings import Settings
+from wmtp_train.trainer import BaseWmtpTrainer
+
+
+class RandomTrainer(BaseWmtpTrainer):
+    """As many targets as rho1-wmtp keeps, drawn at random."""
+
+    def __init__(self, settings: Settings) -> None:
+        rule = settings.selection
+        super().__init__(settings, RandomWeighting(rule.k_percent, rule.scope, settings.seed, world_group()))
+
+
+class SoftmaxExcessTrainer(BaseWmtpTrainer):
+    """A softmax of |excess| over heads; needs a reference."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, SoftmaxExcessWeighting(), uses_reference=True)
+
+
+class LabelledTrainer(BaseWmtpTrainer):
+    """What the corpus's own noise labels call clean; needs labelled data."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, LabelledWeighting())

@@ -1,0 +1,50 @@
+"""critic-wmtp: predictions of tokens that raised the expected reward weigh more.
+
+Paper: the advantage is Schulman et al., arXiv 1506.02438, equations 9 and 16; the ranking loss Ouyang et al.,
+arXiv 2203.02155, equation 1; `transform: exp` Peng et al., arXiv 1910.00177.
+Formula: w[b,t,:] = n · softmax over the n valid heads of (V_{t+h+1} − discount·V_{t+h}) / temperature.
+Where: wmtp_core.weighting.CriticWeighting, wmtp_core.critic; the value head is part of the policy.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from wmtp_core import CriticWeighting
+from wmtp_core.critic import lambda_return_losses, ranking_losses
+from wmtp_train.data.batch import Batch
+from wmtp_train.processes import world_group
+from wmtp_train.settings import Settings
+from wmtp_train.trainer import BaseWmtpTrainer
+
+
+@dataclass(frozen=True)
+class LearnReward:
+    """Ranking where the data holds chosen and rejected texts, else regression on λ-returns of the reward."""
+
+    return_lambda: float
+
+    def __call__(self, values: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        if batch.pairs is not None:
+            return ranking_losses(values, batch.pairs, batch.document_ids)
+        assert batch.rewards is not None, "the trainer has checked that the data holds one of the two"
+        return lambda_return_losses(values, batch.rewards, self.return_lambda, batch.document_ids)
+
+
+class CriticWmtpTrainer(BaseWmtpTrainer):
+    """Weights by a value head that learns from rewards; uniform during `critic.value_warmup_steps`."""
+
+    def __init__(self, settings: Settings) -> None:
+        critic = settings.critic
+        weighting = CriticWeighting(
+            discount=critic.discount,
+            temperature=critic.temperature,
+            advantage=critic.advantage,
+            gae_lambda=critic.gae_lambda,
+            transform=critic.transform,
+            beta=critic.beta,
+            clip=critic.clip,
+            warmup_steps=critic.value_warmup_steps,
+            group=world_group(),
+        )
+        super().__init__(settings, weighting, value_objective=LearnReward(critic.return_lambda))

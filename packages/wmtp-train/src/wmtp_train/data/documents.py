@@ -1,0 +1,110 @@
+"""Documents as text → documents as tokens.
+
+A document is [BOS, where the tokenizer adds one by itself] + prompt + text + EOS. Prompt and text are tokenised apart,
+as they will be when the model is asked to continue a prompt.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerFast
+
+from wmtp_core.errors import UserError
+
+
+def noise_kinds(texts: datasets.Dataset) -> list[str]:
+    """The kinds of the noise spans, sorted: kind k of a token means `kinds[k - 1]`. At most 127."""
+    spans = pc.list_flatten(texts.with_format("arrow")[:]["noise"])
+    kinds = sorted(pc.unique(pc.struct_field(spans, "kind")).to_pylist())
+    if len(kinds) > 127:
+        raise UserError(
+            f"corpus: {len(kinds)} kinds of noise, such as {kinds[0]!r}: a token's kind is stored in 7 bits"
+        )
+    return kinds
+
+
+def tokenise(
+    texts: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    kinds: Sequence[str],
+    cache_file: Path,
+    num_proc: int | None = None,
+) -> datasets.Dataset:
+    """One row a document, in the order of `texts` (rows of `corpus.TEXT_SCHEMA`), kept in `cache_file`.
+
+    Columns: `input_ids` list<int32>, ending in EOS; `masked` int32, the tokens at the start that are no targets;
+    `noise` list<int8> if there are kinds; `reward` float32 (null unknown); `pair` int32. `num_proc` changes speed only.
+    """
+    documents = texts.with_format("arrow").map(
+        _tokenise_batch,
+        batched=True,
+        batch_size=256,
+        remove_columns=texts.column_names,
+        fn_kwargs={"tokenizer": tokenizer, "bos": _own_bos(tokenizer), "kinds": kinds},
+        num_proc=num_proc,
+        cache_file_name=str(cache_file),
+        load_from_cache_file=False,
+        new_fingerprint="documents",  # or `datasets` would pickle the tokenizer to make one up
+        desc="tokenise",
+    )
+    return documents.with_format(None)
+
+
+def _own_bos(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    return [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
+
+
+def _tokenise_batch(
+    texts: pa.Table, tokenizer: PreTrainedTokenizerFast, bos: list[int], kinds: Sequence[str]
+) -> pa.Table:
+    prompts = tokenizer(texts["prompt"].to_pylist(), add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = tokenizer(
+        texts["text"].to_pylist(), add_special_tokens=False, return_offsets_mapping=bool(kinds), verbose=False
+    )
+    ids = [
+        [*bos, *prompt, *text, tokenizer.eos_token_id]
+        for prompt, text in zip(prompts, encoded["input_ids"], strict=True)
+    ]
+    prefixes = [len(bos) + len(prompt) for prompt in prompts]
+    rejected = texts["rejected"].to_pylist()
+    columns: dict[str, pa.Array] = {
+        "input_ids": pa.array(ids, pa.list_(pa.int32())),
+        "masked": pa.array(
+            [len(row) if no else prefix for row, no, prefix in zip(ids, rejected, prefixes, strict=True)], pa.int32()
+        ),
+        "reward": texts["reward"],
+        "pair": texts["pair"],
+    }
+    if kinds:
+        spans, offsets = texts["noise"].to_pylist(), encoded["offset_mapping"]
+        noise = [
+            np.pad(token_noise(here, document, kinds), (prefix, 1))  # BOS, prompt and EOS are clean
+            for here, document, prefix in zip(offsets, spans, prefixes, strict=True)
+        ]
+        columns["noise"] = pa.array(noise, pa.list_(pa.int8()))
+    return pa.table(columns)
+
+
+def token_noise(
+    offsets: Sequence[tuple[int, int]], spans: Sequence[dict[str, Any]], kinds: Sequence[str]
+) -> np.ndarray:
+    """The noise kind of each token, int8 [tokens]: k ≥ 1 for `kinds[k - 1]`, 0 clean.
+
+    A token is noise of a kind if spans of that kind hold at least half of its characters; of two such kinds the
+    later in `kinds` wins. `offsets` and `spans` (dicts of start, end, kind) count characters of one text.
+    """
+    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    noise = np.zeros(len(starts), dtype=np.int8)
+    for kind in sorted({span["kind"] for span in spans}, key=kinds.index):
+        inside = np.zeros(max(ends.max(initial=0), max(span["end"] for span in spans)) + 1, dtype=np.int64)
+        for span in spans:
+            if span["kind"] == kind:
+                inside[span["start"] + 1 : span["end"] + 1] = 1
+        before = inside.cumsum()  # before[c]: the characters of this kind among the first c
+        noise[(ends > starts) & (2 * (before[ends] - before[starts]) >= ends - starts)] = kinds.index(kind) + 1
+    return noise

@@ -1,0 +1,51 @@
+"""Scored reference losses: one number per token beside the prepared data, and the proof that they belong together."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import datasets
+
+from wmtp_core.errors import UserError
+from wmtp_train.data.prepared import PreparedData
+
+COLUMN_FILE = "reference_ce.arrow"
+FINGERPRINT_FILE = "fingerprint.json"
+
+
+def partial_folder(output: Path) -> Path:
+    """Where the shards of unfinished scores lie: beside their folder, so that the last rename is atomic."""
+    return output.with_name(output.name + ".partial")
+
+
+def require_same(folder: Path, wanted: Mapping[str, str]) -> None:
+    """Raises UserError for the first part of the fingerprint in `folder` that is not the wanted one."""
+    stored = json.loads((folder / FINGERPRINT_FILE).read_text())
+    for part, value in wanted.items():
+        if stored.get(part) != value:
+            raise UserError(
+                f"scores {folder}: they were made with another {part} ({stored.get(part)!s:.12}, not {value:.12}): "
+                "score again with `python launch/score.py` into another folder, or remove this one first"
+            )
+
+
+def load_scores(path: str | Path, prepared: PreparedData, reference_fingerprint: str | None = None) -> datasets.Dataset:
+    """The column `reference_ce` list<float32 or float16>[S] (nats, 0 at padding and first tokens) of `prepared.rows`.
+
+    Raises UserError where the folder is missing, unfinished, no score folder, or made from another corpus, tokenizer,
+    packing or (if `reference_fingerprint` is given) reference.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        problem = "they are unfinished" if partial_folder(path).is_dir() else "no such folder"
+        raise UserError(f"scores {path}: {problem}: finish or make them with `python launch/score.py`")
+    if not (path / FINGERPRINT_FILE).is_file():
+        raise UserError(
+            f"scores {path}: it holds no {FINGERPRINT_FILE}, so it is no score folder: "
+            "name another one, such as `python launch/score.py` makes"
+        )
+    reference = {} if reference_fingerprint is None else {"reference": reference_fingerprint}
+    require_same(path, prepared.fingerprint | reference)
+    scores = datasets.Dataset.from_file(str(path / COLUMN_FILE))
+    assert len(scores) == len(prepared.rows), "one fingerprint, one number of rows"
+    return scores

@@ -1,0 +1,110 @@
+"""The DeepSpeed engine: its configuration checked, its optimizer and schedule built."""
+
+import difflib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+from torch import nn
+
+from wmtp_core import UserError
+from wmtp_train.settings import OptimizerSettings
+
+# DeepSpeed ignores an unknown top-level key in silence, so a typing error would train something else.
+_KNOWN_KEYS = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "bf16", "fp16",
+    "torch_autocast", "data_types", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients",
+    "communication_data_type", "steps_per_print", "wall_clock_breakdown", "dump_state", "aio", "compile",
+    "comms_logger", "flops_profiler", "activation_checkpointing", "checkpoint", "tensorboard", "wandb", "csv_monitor",
+    "memory_breakdown", "seq_parallel_communication_data_type", "disable_allgather", "comet",
+}  # fmt: skip
+
+
+def read_deepspeed_config(path: Path, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's JSON with its batch sizes completed for this world size.
+
+    Raises:
+        UserError: a missing or broken file, an unknown key, batch sizes or precisions that contradict each other, or
+            what DeepSpeed is known to compute wrongly.
+    """
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"deepspeed_config {path}: no such file; ds_configs holds one per ZeRO stage") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"deepspeed_config {path}: not JSON: {error}") from error
+    for key in config.keys() - _KNOWN_KEYS:
+        close = difflib.get_close_matches(key, _KNOWN_KEYS, n=1)
+        advice = f"did you mean {close[0]!r}?" if close else "remove it"
+        if key in ("optimizer", "scheduler"):
+            advice = "set learning rate and schedule in the settings, under `optimizer`"
+        raise UserError(f"deepspeed_config {path}: {key!r} is not used here; {advice}")
+    _check_precision(config, path)
+    _complete_batch_sizes(config, path, world_size)
+    return config
+
+
+def build_engine(
+    policy: nn.Module, config: dict[str, Any], optimizer: OptimizerSettings, steps: int
+) -> DeepSpeedEngine:
+    """The engine that owns the policy's parameters, gradients and optimizer state."""
+    matrices = [p for p in policy.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in policy.parameters() if p.requires_grad and p.ndim <= 1]
+    adamw = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": optimizer.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=optimizer.learning_rate,
+        betas=optimizer.betas,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: _learning_rate_factor(step, steps, optimizer))
+    engine, *_ = deepspeed.initialize(
+        model=policy, optimizer=adamw, lr_scheduler=schedule, config=config, dist_init_required=False
+    )
+    return engine
+
+
+def _learning_rate_factor(step: int, steps: int, optimizer: OptimizerSettings) -> float:
+    if step < optimizer.warmup_steps:
+        return (step + 1) / optimizer.warmup_steps
+    if optimizer.schedule == "constant":
+        return 1.0
+    progress = (step - optimizer.warmup_steps) / max(1, steps - optimizer.warmup_steps)
+    cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    return optimizer.final_fraction + (1 - optimizer.final_fraction) * cosine
+
+
+def _check_precision(config: dict[str, Any], path: Path) -> None:
+    bf16, fp16 = (config.get(name, {}).get("enabled", False) for name in ("bf16", "fp16"))
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"deepspeed_config {path}: zero_optimization.stage is {stage!r}; choose 0, 1, 2 or 3")
+    if bf16 and fp16:
+        raise UserError(f"deepspeed_config {path}: bf16 and fp16 are both enabled; keep one")
+    if fp16 and not torch.cuda.is_available():
+        raise UserError(f"deepspeed_config {path}: fp16 does not train on a CPU; enable bf16, or neither")
+    if bf16 and stage == 0:
+        raise UserError(f"deepspeed_config {path}: DeepSpeed's bf16 is wrong at ZeRO stage 0; use stage 1, 2 or 3")
+
+
+def _complete_batch_sizes(config: dict[str, Any], path: Path, world_size: int) -> None:
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    for name in names:
+        value = config.get(name, 1)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"deepspeed_config {path}: {name} is {value!r}; give a whole number of at least 1")
+    total, micro, accumulation = (config.get(name) for name in names)
+    if micro is None:
+        share = total // (world_size * (accumulation or 1)) if total else 1
+        micro = max(1, share)
+    if accumulation is None:
+        accumulation = max(1, total // (world_size * micro)) if total else 1
+    if total is not None and total != micro * accumulation * world_size:
+        raise UserError(
+            f"deepspeed_config {path}: train_batch_size {total} is not train_micro_batch_size_per_gpu {micro} × "
+            f"gradient_accumulation_steps {accumulation} × {world_size} processes; mend one of them or leave it out"
+        )
+    config.update(zip(names, (micro * accumulation * world_size, micro, accumulation), strict=True))

@@ -1,0 +1,105 @@
+"""Held-out losses per head, and how well selection and the value head tell good text from bad."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wmtp_core import HeadWeighting, TokenSignals, excess_loss, shift_to_heads
+from wmtp_models import MtpOutput
+from wmtp_train.data.batch import Batch
+from wmtp_train.statistics import noise_figures
+
+
+@torch.no_grad()
+def evaluate(
+    forward: Callable[[Batch], tuple[MtpOutput, TokenSignals]],
+    batches: Iterable[Batch],
+    weighting: HeadWeighting,
+    horizon: int,
+    kinds: list[str],
+) -> dict[str, float]:
+    """Figures over all ranks on one held-out set. Every rank must call it with as many batches.
+
+    Args:
+        forward: the policy's losses on a batch, and what a weighting may look at.
+        weighting: whose selection is held against the noise labels.
+        kinds: names of the kinds of noise 1, 2, …
+
+    Returns:
+        `ce/head_{h}` in nats per token; with noise labels `clean_ce/head_{h}` (on clean targets),
+        `noise/…` and, with a reference, `excess_auc` (probability that a clean target's excess loss on heads ≥ 1
+        is above a noisy one's); with rewards `value_auc` (the same of values at the ends of good and bad documents).
+    """
+    kinds_and_clean = len(kinds) + 1
+    sums = torch.zeros(horizon, kinds_and_clean, 3, dtype=torch.float64)  # ce, targets, selected by head and kind
+    excesses: list[tuple[Tensor, Tensor]] = []
+    values: list[tuple[Tensor, Tensor]] = []
+    for batch in batches:
+        output, signals = forward(batch)
+        noise = torch.zeros_like(batch.input_ids) if batch.noise is None else batch.noise
+        kind = shift_to_heads(noise, horizon)  # [B, S, H]
+        weights = weighting.compute_head_weights(signals)
+        cell = (kind + kinds_and_clean * torch.arange(horizon, device=kind.device))[signals.valid].cpu()
+        amounts = torch.stack([signals.ce, torch.ones_like(weights), (weights != 0).float()], dim=-1)
+        sums.view(-1, 3).index_add_(0, cell, amounts[signals.valid].double().cpu())
+        if signals.reference_ce is not None:
+            later = signals.valid[..., 1:]
+            excess = excess_loss(signals.ce, signals.reference_ce)[..., 1:][later]
+            excesses.append((excess.cpu(), (kind[..., 1:][later] == 0).cpu()))
+        if output.values is not None and batch.rewards is not None:
+            ends = _known_ends(batch)
+            values.append((output.values[ends].cpu(), (batch.rewards[ends] > 0.5).cpu()))
+    sums = torch.stack(_gather(sums)).sum(dim=0)
+    ce, targets, selected = sums.unbind(dim=-1)  # [H, kinds]
+    figures = {f"ce/head_{h}": _ratio(ce[h].sum(), targets[h].sum()) for h in range(horizon)}
+    if targets[:, 1:].sum() > 0:
+        figures |= {f"clean_ce/head_{h}": _ratio(ce[h, 0], targets[h, 0]) for h in range(horizon)}
+        figures |= noise_figures(targets[1:].sum(0).tolist(), selected[1:].sum(0).tolist(), kinds)
+        if excesses:
+            figures["excess_auc"] = _auc_over_ranks(excesses)
+    if values:
+        figures["value_auc"] = _auc_over_ranks(values)
+    return figures
+
+
+def auc(scores: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve: the probability that a positive scores above a negative, ties counted half.
+
+    Args:
+        scores: float `[n]`; positive: bool `[n]`.
+
+    Returns:
+        In [0, 1], or nan if all are positive or all negative.
+    """
+    _, place, counts = scores.unique(return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0).double() - (counts - 1).double() / 2)[place]  # the mean rank of equal scores, from 1
+    n = positive.sum().double()
+    return ((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(scores) - n))).item()
+
+
+def _auc_over_ranks(pieces: list[tuple[Tensor, Tensor]]) -> float:
+    mine = tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+    scores, positive = (torch.cat(column) for column in zip(*_gather(mine), strict=True))
+    return auc(scores, positive)
+
+
+def _gather(mine: Any) -> list[Any]:
+    """What every rank holds, in rank order."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    return gathered
+
+
+def _known_ends(batch: Batch) -> Tensor:
+    """bool `[B, S]`: last tokens of documents whose reward is known."""
+    assert batch.rewards is not None
+    ends = torch.ones_like(batch.document_ids, dtype=torch.bool)
+    ends[:, :-1] = batch.document_ids[:, 1:] != batch.document_ids[:, :-1]
+    return ends & ~batch.rewards.isnan()
+
+
+def _ratio(total: Tensor, count: Tensor) -> float:
+    return (total / count.clamp(min=1)).item()

@@ -1,0 +1,48 @@
+"""A passage of held-out text, marked by what each head keeps: for people to look at."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from wmtp_core import HeadWeighting, TokenSignals
+from wmtp_models import MtpOutput
+from wmtp_train.data.batch import Batch
+
+
+@torch.no_grad()
+def marked_passage(
+    forward: Callable[[Batch], tuple[MtpOutput, TokenSignals]],
+    batch: Batch,
+    weighting: HeadWeighting,
+    tokenizer: PreTrainedTokenizerBase,
+    kinds: list[str],
+) -> dict[str, Any]:
+    """The row of the batch whose share of noise is nearest to 40 %, so that both clean text and noise are in sight.
+
+    Returns:
+        JSON: `tokens` (text of each), `noise` (the kind of each, "" where clean), `documents` (which piece each token
+        belongs to), and `weights`, for each token the H weights of the predictions of *it* (head h made its
+        prediction h+1 tokens before), null where there was no such prediction.
+    """
+    _, signals = forward(batch)
+    weights = weighting.compute_head_weights(signals)
+    noise = torch.zeros_like(batch.input_ids) if batch.noise is None else batch.noise
+    row = int(((noise != 0).float().mean(dim=1) - 0.4).abs().argmin())
+    names = ["", *kinds]
+    return {
+        "tokens": [tokenizer.decode([token]) for token in batch.input_ids[row].tolist()],
+        "noise": [names[kind] for kind in noise[row].tolist()],
+        "documents": batch.document_ids[row].tolist(),
+        "weights": _by_target(weights[row], signals.valid[row]),
+    }
+
+
+def _by_target(weights: Tensor, valid: Tensor) -> list[list[float | None]]:
+    """`[S, H]` by predicting position → one list of H per target position."""
+    length, horizon = weights.shape
+    known = weights.masked_fill(~valid, -1).tolist()
+    known = [[w if w >= 0 else None for w in row] for row in known]
+    return [[known[p - h - 1][h] if p > h else None for h in range(horizon)] for p in range(length)]

@@ -1,0 +1,193 @@
+"""Every setting of a run, in one tree: command line over environment (`WMTP_…`) over YAML over these defaults.
+
+What DeepSpeed owns (batch sizes, ZeRO, precision, clipping) stands in its own JSON file and not here.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+class DataSettings(BaseModel):
+    """What is read, and how it is packed."""
+
+    model_config = _STRICT
+
+    train: list[str] = []
+    """Training files: jsonl, txt or parquet; paths or globs."""
+    evaluate: dict[str, list[str]] = {}
+    """Held-out sets by name, each a list of files like `train`."""
+    tokenizer: str | None = None
+    """Folder or name of the tokenizer; by default the model's own."""
+    sequence_length: int = Field(1024, ge=2)
+    """Tokens in a packed row, S."""
+    shuffle_seed: int = Field(0, ge=0, lt=2**31)
+    """Fixes the packing. Apart from `seed`, so that runs of several seeds share one scored corpus."""
+    cache_dir: Path = Path("runs/cache")
+    """Where packed rows are kept, so that the next start is instant."""
+    evaluation_rows: int | None = Field(None, ge=1)
+    """Evaluate on the first rows of each held-out set only; by default on all."""
+    workers: int = Field(0, ge=0)
+    """Processes that read batches ahead, per rank; 0 reads in the training process."""
+
+
+class ModelSettings(BaseModel):
+    """The policy: an existing model, or a configuration to start from scratch."""
+
+    model_config = _STRICT
+
+    source: str | None = None
+    """A WMTP folder, or folder or name of a Hugging Face causal language model."""
+    config: dict[str, Any] | None = None
+    """A Hugging Face configuration like `{model_type: llama, hidden_size: 256}`; the vocabulary is the tokenizer's."""
+    horizon: int = Field(4, ge=1, le=32)
+    """Heads H, the number of future tokens that are predicted."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward: less memory, more time."""
+
+
+class OptimizerSettings(BaseModel):
+    """AdamW with linear warm-up."""
+
+    model_config = _STRICT
+
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled decay of matrices; vectors (norms, biases) have none."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up."""
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    """The cosine ends at this fraction of the peak."""
+
+
+class SelectionSettings(BaseModel):
+    """The top k of rho1-wmtp and of the random control."""
+
+    model_config = _STRICT
+
+    k_percent: float = Field(0.6, gt=0, le=1, allow_inf_nan=False)
+    """Fraction of each later head's valid targets that is kept."""
+    scope: Literal["batch", "sequence"] = "batch"
+    """Compare over the micro-batch of all ranks, or within each row."""
+
+
+class ReferenceSettings(BaseModel):
+    """The frozen next-token model that predictions are compared with."""
+
+    model_config = _STRICT
+
+    source: str | None = None
+    """A Hugging Face causal language model, or a WMTP folder, whose head 0 is taken."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the reference computes in; its losses are float32 in either."""
+    scores: Path | None = None
+    """Folder that launch/score.py writes; training with it loads no reference model."""
+    scores_dtype: Literal["float32", "float16"] = "float32"
+    """What scores are stored in; float16 halves the folder at a relative error of at most 2^-11."""
+
+
+class CriticSettings(BaseModel):
+    """critic-wmtp: the value head and how its estimates weight the heads."""
+
+    model_config = _STRICT
+
+    discount: float = Field(0.95, ge=0, le=1)
+    """δ_t = V_t − discount·V_{t−1}."""
+    temperature: float = Field(0.7, gt=0)
+    """Of the softmax over heads."""
+    advantage: Literal["delta", "gae"] = "delta"
+    """What a token added itself, or summed over what follows."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """λ of `advantage: gae`."""
+    transform: Literal["softmax", "exp"] = "softmax"
+    """Softmax over heads, or exp of whitened advantages."""
+    beta: float = Field(1.0, gt=0)
+    """Temperature of `transform: exp`."""
+    clip: float = Field(5.0, gt=0)
+    """Largest weight of `transform: exp` before rescaling."""
+    value_warmup_steps: int = Field(100, ge=0)
+    """Steps during which only the value head uses the rewards, and all heads weigh alike."""
+    value_coefficient: float = Field(0.1, gt=0)
+    """Weight of the value loss in the total loss."""
+    return_lambda: float = Field(0.95, ge=0, le=1)
+    """λ of the returns that the value head regresses on."""
+    gradient_to_trunk: bool = False
+    """Let the value loss train the trunk too."""
+
+
+class Settings(BaseSettings):
+    """One run of WMTP."""
+
+    model_config = SettingsConfigDict(
+        **_STRICT,
+        env_prefix="WMTP_",
+        env_nested_delimiter="__",
+        cli_implicit_flags=True,
+        cli_exit_on_error=False,
+        nested_model_default_partial_update=True,
+    )
+
+    algo: str = "rho1-wmtp"
+    """mtp-baseline, critic-wmtp, rho1-wmtp, or a control: random, softmax-excess, labelled."""
+    config: Path | None = None
+    """YAML file with any of these settings."""
+    deepspeed_config: Path = Path("ds_configs/zero2.json")
+    """DeepSpeed's JSON: batch sizes, ZeRO stage, precision, clipping."""
+    output_dir: Path = Path("runs/default")
+    """Checkpoints, TensorBoard, the final model and its evaluation."""
+    tiny: bool = False
+    """A complete small run that needs no data, model or earlier step."""
+    resume: bool = False
+    """Go on from the newest checkpoint in `output_dir`, if there is one."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Fixes initial weights and data order."""
+    steps: int = Field(1000, ge=1)
+    """Optimizer steps."""
+    log_every: int = Field(10, ge=1)
+    """Steps between TensorBoard points; the device is not synchronised in between."""
+    evaluate_every: int = Field(0, ge=0)
+    """Steps between evaluations on the held-out sets; 0: only at the end."""
+    save_every: int = Field(0, ge=0)
+    """Steps between checkpoints; 0: only at the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+    normalize_by: Literal["valid", "selected"] = "valid"
+    """Divide each head's loss by its valid targets, or by the selected ones as Rho-1 does."""
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    selection: SelectionSettings = SelectionSettings()
+    reference: ReferenceSettings = ReferenceSettings()
+    critic: CriticSettings = CriticSettings()
+
+    @model_validator(mode="after")
+    def _one_model(self) -> "Settings":
+        if self.model.source is not None and self.model.config is not None:
+            raise ValueError("model.source and model.config exclude each other: continue from a model, or start one")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The command line stands before these; what `load_settings` read from YAML arrives as init arguments.
+        return env_settings, init_settings

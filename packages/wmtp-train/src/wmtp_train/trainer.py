@@ -1,0 +1,269 @@
+"""The training loop, sealed: algorithms hand it a weighting and never change it."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from wmtp_core import HeadWeighting, TokenSignals, UserError, mtp_targets, weighted_mtp_loss
+from wmtp_models import MtpOutput
+from wmtp_train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, save_model
+from wmtp_train.data.batch import Batch
+from wmtp_train.data.loader import TrainLoader, evaluation_batches
+from wmtp_train.engine import build_engine, read_deepspeed_config
+from wmtp_train.evaluation import evaluate
+from wmtp_train.inputs import ScoredData, open_inputs
+from wmtp_train.models import open_policy, open_reference
+from wmtp_train.monitor import Monitor
+from wmtp_train.passages import marked_passage
+from wmtp_train.processes import device, seed_everything
+from wmtp_train.settings import Settings
+from wmtp_train.statistics import IntervalStatistics
+
+ValueObjective = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
+"""Values `[B, S]` and their batch → losses float32 `[B, S]` and the bool mask `[B, S]` of where they count."""
+
+
+class BaseWmtpTrainer:
+    """Trains a policy with a weighting: one forward, weights, one loss, one backward per micro-batch.
+
+    Args:
+        settings: the run.
+        weighting: how much each prediction is worth.
+        uses_reference: the weighting looks at `reference_ce`, scored ahead or computed by a live reference.
+        value_objective: what the value head learns from; None builds no value head.
+
+    Raises:
+        UserError: whatever in settings, data or models a person can mend; before anything is written.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        weighting: HeadWeighting,
+        uses_reference: bool = False,
+        value_objective: ValueObjective | None = None,
+    ) -> None:
+        self.settings, self.weighting, self.value_objective = settings, weighting, value_objective
+        self.rank, self.world, self.device = dist.get_rank(), dist.get_world_size(), device()
+        config = read_deepspeed_config(settings.deepspeed_config, self.world)
+        self.micro_batch: int = config["train_micro_batch_size_per_gpu"]
+        self.accumulation: int = config["gradient_accumulation_steps"]
+        self.checkpoints = settings.output_dir / "checkpoints"
+
+        self.inputs = open_inputs(settings, with_scores=uses_reference)
+        if value_objective and not (self.inputs.train.prepared.has_rewards or self.inputs.train.prepared.has_pairs):
+            raise UserError(
+                "critic-wmtp needs rows with a `reward`, or with `chosen` and `rejected`; data.train has neither"
+            )
+        seed_everything(settings.seed)
+        policy = open_policy(settings, self.inputs.tokenizer, value_head=value_objective is not None)
+        self.reference = None
+        if uses_reference and settings.reference.scores is None:
+            self.reference = open_reference(settings, policy, self.inputs.tokenizer).to(self.device)
+        self.engine = build_engine(policy, config, settings.optimizer, settings.steps)
+        self.gradient_norm: Tensor | None = None
+        self.step = 0
+        if settings.resume and (newest := newest_checkpoint(self.checkpoints)):
+            self.step = load_checkpoint(self.engine, newest)["step"]
+        self.horizon = settings.model.horizon
+        self.kinds = self.inputs.train.prepared.kinds
+        self.statistics = IntervalStatistics(self.horizon, self.kinds, self.device)
+
+    def train(self) -> dict[str, float]:
+        """Train to `settings.steps`; returns the final held-out figures, by `set/figure`."""
+        settings, is_first = self.settings, self.rank == 0
+        if newest_checkpoint(self.checkpoints) and not settings.resume:
+            raise UserError(f"output_dir {settings.output_dir} holds a run; --resume it, or choose another output_dir")
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+        if is_first:
+            (settings.output_dir / "settings.json").write_text(settings.model_dump_json(indent=2))
+        sets = list(self.inputs.evaluate)
+        self.monitor = Monitor(settings.output_dir / "tensorboard", is_first, self.step, sets)
+        rows_per_step = self.micro_batch * self.accumulation * self.world
+        tokens_per_step = rows_per_step * settings.data.sequence_length
+        self.loader = self._open_loader(consumed_rows=self.step * rows_per_step)
+        progress = tqdm(
+            desc=settings.algo,
+            total=settings.steps * tokens_per_step,
+            initial=self.step * tokens_per_step,
+            unit="tok",
+            unit_scale=True,
+            disable=not is_first,
+        )
+        figures: dict[str, float] = {}
+        self.interval_start, self.interval_steps = time.perf_counter(), 0
+        while self.step < settings.steps:
+            self.train_step()
+            progress.update(tokens_per_step)
+            last = self.step == settings.steps
+            if last or self.step % settings.log_every == 0:
+                progress.set_postfix(loss=f"{self.log(tokens_per_step):.3f}")
+            if last or (settings.save_every and self.step % settings.save_every == 0):
+                self.save()
+            if last or (settings.evaluate_every and self.step % settings.evaluate_every == 0):
+                figures = self.evaluate()
+                self.monitor.write({f"evaluation/{name}": value for name, value in figures.items()}, self.step)
+        progress.close()
+        self.finish(figures)
+        return figures
+
+    def train_step(self) -> None:
+        """One optimizer step: count every target of the step first, then a forward and a backward per micro-batch."""
+        batches = [next(self.loader).to(self.device) for _ in range(self.accumulation)]
+        head_counts, value_count = self.count_targets(batches)
+        self.engine.train()
+        for batch in batches:
+            self.forward_backward(batch, head_counts, value_count)
+        self.step += 1
+        self.interval_steps += 1
+
+    def count_targets(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+        """Denominators over all ranks and micro-batches of the step: targets per head `[H]`, and of the value loss."""
+        valid = torch.stack([self._valid(batch).sum(dim=1) for batch in batches])  # [accumulation, m, H]
+        gathered = [torch.empty_like(valid) for _ in range(self.world)]
+        dist.all_gather(gathered, valid)
+        per_row = torch.cat(gathered, dim=1)  # [accumulation, R·m, H]
+        if self.settings.normalize_by == "selected":
+            head_counts = torch.stack([self.weighting.selected_counts(rows) for rows in per_row]).sum(dim=0)
+        else:
+            head_counts = per_row.sum(dim=(0, 1))
+        value_count = torch.zeros((), device=self.device)
+        if self.value_objective:
+            for batch in batches:
+                value_count += self.value_objective(torch.zeros(batch.input_ids.shape, device=self.device), batch)[
+                    1
+                ].sum()
+            dist.all_reduce(value_count)
+        return head_counts, value_count
+
+    def forward_backward(self, batch: Batch, head_counts: Tensor, value_count: Tensor) -> None:
+        """Add one micro-batch's gradient; the engine takes the optimizer step after the last of them."""
+        output, signals = self.forward(batch)
+        with torch.no_grad():
+            weights = self.weighting.compute_head_weights(signals)
+        loss = total = weighted_mtp_loss(output.ce, weights, head_counts)
+        value_loss, value_here = torch.zeros_like(value_count), torch.zeros_like(value_count)
+        if self.value_objective:
+            assert output.values is not None
+            value_losses, mask = self.value_objective(output.values, batch)
+            value_loss, value_here = value_losses.sum(), mask.sum()
+            total = loss + self.settings.critic.value_coefficient * value_loss / value_count.clamp(min=1)
+        # The engine averages over ranks and micro-batches; the denominators are sums over them.
+        self.engine.backward(total * (self.world * self.accumulation))
+        self._note_gradient_norm()
+        self.statistics.add(signals, weights, loss.detach(), value_loss.detach(), value_here)
+        self.engine.step()
+
+    def forward(self, batch: Batch) -> tuple[MtpOutput, TokenSignals]:
+        """The policy's losses on a batch, and what a weighting may look at."""
+        output: MtpOutput = self.engine(
+            input_ids=batch.input_ids,
+            labels=batch.labels,
+            position_ids=batch.position_ids,
+            document_ids=batch.document_ids,
+        )
+        reference_ce = batch.reference_ce
+        if reference_ce is None and self.reference is not None:
+            reference_ce = self.reference.token_losses(batch.input_ids, batch.position_ids, batch.document_ids)
+        signals = TokenSignals(
+            ce=output.ce.detach(),
+            valid=output.valid,
+            step=self.step,
+            row_ids=batch.row_ids,
+            document_ids=batch.document_ids,
+            reference_ce=reference_ce,
+            values=None if output.values is None else output.values.detach(),
+            noise=batch.noise,
+        )
+        return output, signals
+
+    def log(self, tokens_per_step: int) -> float:
+        """Write the interval's figures; returns its mean loss. The only place where the loop waits for the device."""
+        figures = self.statistics.read(self.interval_steps)
+        seconds = (time.perf_counter() - self.interval_start) / self.interval_steps
+        figures |= {
+            "train/learning_rate": self.engine.get_lr()[0],
+            "train/step_seconds": seconds,
+            "train/tokens_per_second": tokens_per_step / seconds,
+            "train/gradient_norm": float(self.gradient_norm or self.engine.get_global_grad_norm()),
+        }
+        self.monitor.write(figures, self.step)
+        self.statistics.refuse_non_finite(self._last_good())
+        self.interval_start, self.interval_steps = time.perf_counter(), 0
+        return figures["train/loss"]
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out figures by `set/figure`. Every rank must call it."""
+        self.engine.eval()
+        figures: dict[str, float] = {}
+        for name, held_out in self.inputs.evaluate.items():
+            found = evaluate(
+                self.forward, self._batches(held_out), self.weighting, self.horizon, held_out.prepared.kinds
+            )
+            figures |= {f"{name}/{figure}": value for figure, value in found.items()}
+        return figures
+
+    def save(self) -> None:
+        """A checkpoint, unless a loss since the last one was not finite."""
+        self.statistics.refuse_non_finite(self._last_good())
+        save_checkpoint(self.engine, self.checkpoints, self.step, {}, self.settings.keep_checkpoints)
+
+    def finish(self, figures: dict[str, float]) -> None:
+        """The final model, its held-out figures and a passage of text marked by what each head keeps."""
+        folder = self.settings.output_dir
+        save_model(self.engine, self.inputs.tokenizer, folder / "model")
+        passages = {}
+        for name, held_out in self.inputs.evaluate.items():
+            batch = next(self._batches(held_out))
+            passages[name] = marked_passage(
+                self.forward, batch, self.weighting, self.inputs.tokenizer, held_out.prepared.kinds
+            )
+        if self.rank == 0:
+            (folder / "evaluation.json").write_text(json.dumps(figures, indent=2))
+            (folder / "passages.json").write_text(json.dumps(passages))
+        self.monitor.close()
+
+    def _open_loader(self, consumed_rows: int) -> Iterator[Batch]:
+        data = self.inputs.train
+        loader = TrainLoader(
+            data.prepared,
+            data.scores,
+            self.micro_batch,
+            self.rank,
+            self.world,
+            self.settings.seed,
+            consumed_samples=consumed_rows,
+            workers=self.settings.data.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def _batches(self, held_out: ScoredData) -> Iterator[Batch]:
+        batches = evaluation_batches(
+            held_out.prepared,
+            held_out.scores,
+            self.micro_batch,
+            self.rank,
+            self.world,
+            self.settings.data.evaluation_rows,
+        )
+        return (batch.to(self.device) for batch in batches)
+
+    def _note_gradient_norm(self) -> None:
+        """At stage 0 DeepSpeed forgets the norm of the gradients, and they are gone after its step."""
+        due = (self.step + 1) % self.settings.log_every == 0 or self.step + 1 == self.settings.steps
+        if self.engine.zero_optimization_stage() == 0 and due and self.engine.is_gradient_accumulation_boundary():
+            gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def _valid(self, batch: Batch) -> Tensor:
+        return mtp_targets(batch.labels, self.horizon, document_ids=batch.document_ids)[1]
+
+    def _last_good(self) -> str:
+        newest = newest_checkpoint(self.checkpoints)
+        return f"the last good checkpoint is {newest}" if newest else "no checkpoint was saved before"

@@ -1,0 +1,26 @@
+"""One of two gloo processes: computes the head weights of its half of every job. `two_ranks.py FOLDER RANK`."""
+
+import dataclasses
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+def main(folder: Path, rank: int) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=30)
+    )
+    weights = []
+    for rule, signals_of_ranks in torch.load(folder / "jobs.pt", weights_only=False):
+        if "group" in {field.name for field in dataclasses.fields(rule)}:
+            rule = dataclasses.replace(rule, group=dist.group.WORLD)
+        weights.append(rule.compute_head_weights(signals_of_ranks[rank]))
+    torch.save(weights, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
