@@ -5,6 +5,7 @@
 
 import torch.distributed as dist
 
+from tiny import TINY_CONFIG, prepare_tiny
 from wmtp_train.algorithms import trainer_class
 from wmtp_train.command_line import load_settings
 from wmtp_train.processes import run, start_processes
@@ -13,9 +14,13 @@ from wmtp_train.tables import figures_table
 
 def main() -> None:
     """Read the settings, build the trainer that they name, and run it."""
-    settings = load_settings()
+    settings = load_settings(tiny_config=TINY_CONFIG)
     algorithm = trainer_class(settings.algo)
     start_processes()
+    if settings.tiny:
+        if dist.get_rank() == 0:
+            prepare_tiny(with_reference=settings.algo in ("rho1-wmtp", "softmax-excess"))
+        dist.barrier()
     figures = algorithm(settings).train()
     if dist.get_rank() == 0:
         print(figures_table(figures))

@@ -80,6 +80,20 @@ def test_dense_equals_float64_and_is_zero_at_ignored_targets(oracle):
     assert (ce[targets == -100] == 0).all()
 
 
+@pytest.mark.parametrize("vocabulary", [1, 2, 17, 1000, 50257])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_float32_losses_are_those_of_torch_to_the_bit(rows, vocabulary):
+    """The buffer that is reused changes nothing, and a confident token's small loss is not lost in its normalizer."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    hidden = 5 * torch.randn(rows, WIDTH, generator=generator)
+    weight = torch.randn(vocabulary, WIDTH, generator=generator)
+    logits = hidden @ weight.T
+    targets = torch.where(torch.arange(rows) % 2 == 0, logits.argmax(dim=-1), 0)
+    assert torch.equal(
+        linear_cross_entropy(hidden, weight, targets), F.cross_entropy(logits, targets, reduction="none")
+    )
+
+
 @pytest.mark.parametrize("logit", [1e4, -1e4])
 def test_large_logits_do_not_overflow(logit):
     hidden = torch.tensor([[logit]], requires_grad=True)
@@ -168,15 +182,18 @@ def test_the_forward_keeps_no_logits():
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_a_frozen_input_gets_no_gradient_and_leaves_the_other_one_as_it_is(frozen):
+def test_a_frozen_input_costs_nothing_and_leaves_the_other_gradient_as_it_is(frozen, witness):
     hidden, weight, targets, grad = example()
     linear_cross_entropy(hidden, weight, targets).backward(grad)
-    thawed = {"hidden": hidden.detach().clone(), "weight": weight.detach().clone()}
-    kept = "weight" if frozen == "hidden" else "hidden"
-    thawed[kept].requires_grad_()
-    linear_cross_entropy(thawed["hidden"], thawed["weight"], targets).backward(grad)
-    assert thawed[frozen].grad is None
-    assert torch.equal(thawed[kept].grad, {"hidden": hidden, "weight": weight}[kept].grad)
+    inputs = {"hidden": hidden.detach().clone(), "weight": weight.detach().clone()}
+    learned = "weight" if frozen == "hidden" else "hidden"
+    inputs[learned].requires_grad_()
+    ce = linear_cross_entropy(inputs["hidden"], inputs["weight"], targets)
+    with witness() as backward:
+        ce.backward(grad)
+    assert [name for name, _ in backward.calls].count("mm") == 2  # the logits again, and the one gradient
+    assert inputs[frozen].grad is None
+    assert torch.equal(inputs[learned].grad, {"hidden": hidden, "weight": weight}[learned].grad)
 
 
 @pytest.mark.parametrize("targets", [[], [-100, -100, -100]], ids=["no row", "every target ignored"])

@@ -17,6 +17,7 @@ from wmtp_core import (
     TokenSignals,
     UniformWeighting,
     UserError,
+    mtp_targets,
     select_top_excess,
 )
 
@@ -188,12 +189,8 @@ def test_the_defaults_of_the_critic_are_those_of_the_design():
 def test_a_token_that_added_more_value_weighs_more(transform):
     signals = example(0, rows=1, length=4, horizon=3, density=1.0)
     values = torch.tensor([[0.0, 0.0, 1.0, 0.0]])  # token 2 added 1, token 3 took it away
-    signals = dataclasses.replace(
-        signals,
-        values=values,
-        document_ids=None,
-        valid=torch.tensor([[[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]]).bool(),
-    )
+    _, valid = mtp_targets(torch.ones(1, 4, dtype=torch.int64), 3)
+    signals = dataclasses.replace(signals, values=values, document_ids=None, valid=valid)
     weights = CriticWeighting(transform=transform).compute_head_weights(signals)[0]
     assert weights[0, 1] > weights[0, 0] > weights[0, 2]
 
@@ -234,9 +231,7 @@ def test_documents_of_the_critic_are_isolated(advantage):
     """Another document's values change nothing, to the bit."""
     signals = example(0, rows=1, length=12, density=1.0)
     ids = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3])
-    valid = signals.valid.zero_()
-    for t, h in np.ndindex(12, 4):
-        valid[0, t, h] = t + h + 1 < 12 and ids[0, t] == ids[0, t + h + 1 if t + h + 1 < 12 else t]
+    _, valid = mtp_targets(torch.ones_like(ids), 4, document_ids=ids)
     signals = dataclasses.replace(signals, document_ids=ids, valid=valid)
     others = torch.where(ids == 1, signals.values, signals.values * 7 - 3)
     rule = CriticWeighting(advantage=advantage)

@@ -132,8 +132,8 @@ def test_folder_without_a_usable_config(saved: Path, tmp_path: Path) -> None:
         load_policy(tmp_path)
     with pytest.raises(UserError, match=r"no usable config.json.*nonsense"):
         load_policy(edited(saved, "plain", tmp_path, model_type="nonsense"))
-    with pytest.raises(UserError, match=r"no usable config.json.*\(30\)"):
-        load_policy(edited(saved, "wmtp", tmp_path, trunk={**TRUNK, "hidden_size": 30}))
+    with pytest.raises(UserError, match=r"no usable config.json.*lama"):
+        load_policy(edited(saved, "wmtp", tmp_path, trunk={**TRUNK, "model_type": "lama"}))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"no usable config.json.*JSON"):
         load_policy(tmp_path)

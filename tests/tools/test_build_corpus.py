@@ -20,17 +20,22 @@ INSERTED = {"base64", "hexdump", "log", "licence", "numbers", "shuffled"}
 Rows = list[dict[str, Any]]
 
 
+def text_of(row: dict[str, Any], without: set[str]) -> str:
+    """The text of a row without its spans of the given kinds."""
+    text = row["text"]
+    for start, end, kind in reversed(row["noise"]):
+        if kind in without:
+            text = text[:start] + text[end:]
+    return text
+
+
 def files_of(rows: Rows, without: set[str]) -> dict[str, str]:
-    """The text of each file of code, its documents joined again and spans of the given kinds taken out."""
+    """The text of each file of code, its documents joined again, without spans of the given kinds."""
     pieces = defaultdict(dict)
     for row in rows:
         if row["reward"] is not None:
-            text = row["text"]
-            for start, end, kind in reversed(row["noise"]):
-                if kind in without:
-                    text = text[:start] + text[end:]
             path, _, number = row["path"].partition("#")
-            pieces[path][int(number or 1)] = text
+            pieces[path][int(number or 1)] = text_of(row, without)
     assert all(sorted(numbers) == list(range(1, len(numbers) + 1)) for numbers in pieces.values())
     return {path: "".join(text for _, text in sorted(numbered.items())) for path, numbered in pieces.items()}
 
@@ -112,19 +117,19 @@ def test_clean_splits_are_whole_genuine_files(splits: dict[str, Rows]) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "validation_noisy"])
-def test_broken_files_do_not_parse_and_genuine_ones_do(splits: dict[str, Rows], split: str) -> None:
-    rewards = {row["path"].partition("#")[0]: row["reward"] for row in splits[split]}
+def test_files_with_a_broken_document_do_not_parse_and_genuine_ones_do(splits: dict[str, Rows], split: str) -> None:
+    broken = {row["path"].partition("#")[0] for row in splits[split] if row["reward"] == 0.0}
     files = files_of(splits[split], without=INSERTED)
-    assert {path: float(parses(text)) for path, text in files.items()} == {path: rewards[path] for path in files}
-    assert {0.0, 1.0} <= set(rewards.values())
+    assert {path for path, text in files.items() if not parses(text)} == broken
+    assert 0 < len(broken) < len(files)
 
 
-def test_without_its_spans_a_genuine_noisy_file_is_the_clean_file(splits: dict[str, Rows]) -> None:
-    clean = files_of(splits["validation"], without=set())
-    genuine = [row for row in splits["validation_noisy"] if row["reward"] == 1.0]
-    assert genuine
-    for path, text in files_of(genuine, without=INSERTED).items():
-        assert text == clean[path]
+def test_without_its_spans_a_genuine_document_is_the_clean_one(splits: dict[str, Rows]) -> None:
+    clean = {row["path"]: row["text"] for row in splits["validation"]}
+    noisy = [row for row in splits["validation_noisy"] if row["reward"] is not None]
+    same = {row["path"]: text_of(row, without=INSERTED) == clean[row["path"]] for row in noisy}
+    assert same == {row["path"]: row["reward"] == 1.0 for row in noisy}
+    assert same.keys() == clean.keys()
 
 
 def test_spans_are_sorted_disjoint_and_what_they_claim(splits: dict[str, Rows]) -> None:
@@ -155,7 +160,7 @@ def test_broken_documents_bear_evidence_throughout(splits: dict[str, Rows]) -> N
     for row in splits["train"]:
         edits = sum(kind == "broken" for _, _, kind in row["noise"])
         code = len(row["text"]) - sum(end - start for start, end, kind in row["noise"] if kind in INSERTED)
-        assert edits == 0 if row["reward"] != 0.0 else code / edits < 120
+        assert edits == 0 if row["reward"] != 0.0 else code / edits < 100
 
 
 def test_noise_has_its_share(splits: dict[str, Rows]) -> None:

@@ -58,7 +58,7 @@ def test_offsets_cover_the_text_in_order(tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def test_learns_words_of_the_text(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert len(tokenizer("    def __init__(self")["input_ids"]) <= 6
+    assert len(tokenizer("    def __init__(self")["input_ids"]) <= 8
 
 
 def test_same_bytes_again_in_another_process(corpus: Path, folder: Path, tmp_path: Path) -> None:

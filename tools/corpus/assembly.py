@@ -61,7 +61,7 @@ def _clean_splits(files: list[SourceFile], limit: int | None) -> dict[str, dict[
 
 
 def _noisy(clean: dict[str, list[Document]], natural: list[SourceFile], seed: int) -> list[Document]:
-    documents = [document for path, pieces in clean.items() for document in noisy_documents(pieces, path, seed)]
+    documents = [document for pieces in clean.values() for document in noisy_documents(pieces, seed)]
     budget = _NATURAL_SHARE * sum(len(document.text) for pieces in clean.values() for document in pieces)
     candidates = [document for file in natural for document in natural_documents(file.path, file.text)]
     for document in sorted(candidates, key=_place):

@@ -1,8 +1,8 @@
 r"""A seeded edit that breaks code, and leaves evidence of it everywhere in the text.
 
-The text is read as tokens, `\w+` or one other visible character, in code, comments and strings alike. A walk goes on 3
-to 9 tokens at a time, looks for the first comma, colon or closing bracket in the 4 tokens from there, and edits it, or
-where there is none the token it stands at; that is about every 8th token:
+The text is read as tokens, `\w+` or one other visible character, in code, comments and strings alike. A walk goes on 2
+to 6 tokens at a time, looks for the first comma, colon or closing bracket in the 4 tokens from there, and edits it, or
+where there is none the token it stands at; that is about every 5th token:
 
 * a comma or a colon becomes a semicolon, a closing bracket one of another kind: `f(x, y):` → `f(x; y]:`;
 * a word and the next token, where spaces part them, change places (half of such spots): `x = 1` → `= x 1`;
@@ -24,7 +24,7 @@ _WRONG_MARK = {",": ";", ":": ";", ")": "]", "]": "}", "}": ")"}
 
 
 def break_code(text: str, rng: Random) -> tuple[str, list[Span]]:
-    """Returns the edited text and the spans of its edits; a text of more than 24 words gets one at least."""
+    """Returns the edited text and the spans of its edits; a text of more than 12 words gets one at least."""
     tokens = list(_TOKEN.finditer(text))
     written: list[str] = []
     spans: list[Span] = []
@@ -49,5 +49,5 @@ def break_code(text: str, rng: Random) -> tuple[str, list[Span]]:
         spans.append(Span(length + clean, length + len(new), KIND))
         length += len(new)
         done = end
-        index += rng.randint(3, 9)
+        index += rng.randint(2, 6)
     return "".join([*written, text[done:]]), spans

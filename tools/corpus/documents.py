@@ -6,7 +6,7 @@ from typing import NamedTuple
 from corpus import breakage, cleaning, cutting, noise
 from corpus.noise import Span
 
-BROKEN_SHARE = 1 / 3  # of the files of a noisy split
+BROKEN_SHARE = 1 / 3  # of the documents of code in a noisy split
 NOISED_SHARE = 0.6  # of the documents of code in a noisy split
 
 
@@ -28,18 +28,18 @@ def clean_documents(path: str, text: str) -> list[Document]:
     return [Document(name, piece, [], 1.0) for name, piece in zip(_names(path, pieces), pieces, strict=True)]
 
 
-def noisy_documents(clean: list[Document], path: str, seed: int) -> list[Document]:
-    """A file's clean documents after the noise process: the file may be broken, each document may get noise spans."""
-    draw = Random(f"{seed} broken {path}")
-    documents = _broken(clean, draw) if draw.random() < BROKEN_SHARE else clean
-    soiled = []
-    for document in documents:
-        rng = Random(f"{seed} noise {document.path}")
+def noisy_documents(clean: list[Document], seed: int) -> list[Document]:
+    """A file's clean documents after the noise process: each may be broken, and each may get noise spans."""
+    noisy = []
+    for number, document in enumerate(clean):
+        rng = Random(f"{seed} {document.path}")
+        if rng.random() < BROKEN_SHARE:
+            document = _broken(clean, number, rng)
         if rng.random() < NOISED_SHARE:
             text, spans = noise.insert_noise(document.text, document.noise, rng)
             document = document._replace(text=text, noise=spans)
-        soiled.append(document)
-    return soiled
+        noisy.append(document)
+    return noisy
 
 
 def natural_documents(path: str, text: str) -> list[Document]:
@@ -51,13 +51,12 @@ def natural_documents(path: str, text: str) -> list[Document]:
     ]
 
 
-def _broken(clean: list[Document], rng: Random) -> list[Document]:
-    broken = []
-    for document in clean:
-        text, spans = breakage.break_code(document.text, rng)
-        broken.append(document._replace(text=text, noise=spans, reward=0.0))
-    # A file that is but a docstring may survive its edits; then it stays as it was.
-    return broken if cleaning.parse("".join(document.text for document in broken)) is None else clean
+def _broken(clean: list[Document], number: int, rng: Random) -> Document:
+    text, spans = breakage.break_code(clean[number].text, rng)
+    file = [*clean[:number], clean[number]._replace(text=text), *clean[number + 1 :]]
+    if cleaning.parse("".join(document.text for document in file)) is None:
+        return file[number]._replace(noise=spans, reward=0.0)
+    return clean[number]  # nothing but a docstring or comments: it survived the edits, so it stays as it was
 
 
 def _names(path: str, pieces: list[str]) -> list[str]:

@@ -59,33 +59,47 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
         rows = (targets != ignore_index).nonzero().squeeze(-1)  # [n] the rows that have a target
         ce = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
-        log_normalizer = torch.zeros_like(ce)  # [N]
         for chunk in rows.split(_rows_per_chunk(weight)):
-            logits = (hidden[chunk] @ weight.T).float()  # [c, V]
-            log_normalizer[chunk] = logits.logsumexp(dim=-1)
-            ce[chunk] = log_normalizer[chunk] - logits.gather(1, targets[chunk, None]).squeeze(1)
-        ctx.save_for_backward(hidden, weight, targets, log_normalizer)
+            ce[chunk] = _chunk_losses(hidden[chunk], weight, targets[chunk])
+        ctx.save_for_backward(hidden, weight, targets)
         ctx.ignore_index = ignore_index
         return ce
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_ce: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden, weight, targets, log_normalizer = ctx.saved_tensors
+        hidden, weight, targets = ctx.saved_tensors
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         rows = ((grad_ce != 0) & (targets != ctx.ignore_index)).nonzero().squeeze(-1)
         for chunk in rows.split(_rows_per_chunk(weight)):
             picked = hidden[chunk]  # [c, D]
-            probabilities = ((picked @ weight.T).float() - log_normalizer[chunk, None]).exp_()  # [c, V]
-            probabilities[torch.arange(len(chunk), device=chunk.device), targets[chunk]] -= 1
-            grad_logits = probabilities.mul_(grad_ce[chunk, None]).to(hidden.dtype)
+            grad_logits = _chunk_gradients(picked, weight, targets[chunk], grad_ce[chunk])  # [c, V]
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad_logits @ weight
             if grad_weight is not None:
                 grad_weight += grad_logits.T @ picked
+            del grad_logits  # or it would live on beside the next chunk's
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+
+
+def _chunk_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """float32 `[c]`."""
+    return -_log_probabilities(hidden, weight).gather(1, targets[:, None]).squeeze(1)
+
+
+def _chunk_gradients(hidden: Tensor, weight: Tensor, targets: Tensor, grad_ce: Tensor) -> Tensor:
+    """Gradient of the logits, `(softmax − onehot)·grad`, in the inputs' dtype, `[c, V]`."""
+    gradients = _log_probabilities(hidden, weight).exp_()
+    gradients[torch.arange(len(targets), device=targets.device), targets] -= 1
+    return gradients.mul_(grad_ce[:, None]).to(hidden.dtype)
+
+
+def _log_probabilities(hidden: Tensor, weight: Tensor) -> Tensor:
+    """float32 `[c, V]`, by the same arithmetic as `torch.nn.functional.cross_entropy`, in the buffer of the logits."""
+    logits = (hidden @ weight.T).float()
+    return torch.log_softmax(logits, dim=-1, out=logits)
 
 
 def _rows_per_chunk(weight: Tensor) -> int:

@@ -15,11 +15,12 @@ from wmtp_core import UserError
 from wmtp_train.settings import Settings
 
 
-def load_settings(argv: list[str] | None = None) -> Settings:
+def load_settings(argv: list[str] | None = None, tiny_config: Path | None = None) -> Settings:
     """Settings from the command line, the environment and the YAML file that `--config` names.
 
     Args:
         argv: arguments without the program's name; by default this process's own.
+        tiny_config: the YAML file that `--tiny` stands for where no `--config` is given.
 
     Raises:
         UserError: an unknown key, a value out of bounds, a file that is missing or not YAML; in one line.
@@ -29,6 +30,8 @@ def load_settings(argv: list[str] | None = None) -> Settings:
     only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     only_config.add_argument("--config", type=Path, default=os.environ.get("WMTP_CONFIG"))
     path = only_config.parse_known_args(arguments)[0].config
+    if path is None and "--tiny" in arguments:
+        path = tiny_config
     for variable in os.environ:
         field = variable.removeprefix("WMTP_").split("__")[0].lower()
         if variable.startswith("WMTP_") and field not in Settings.model_fields:

@@ -83,8 +83,9 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         rank = int(os.environ.get("RANK", 0))
         print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
-        # Not dist.destroy_process_group: peers may still wait in a collective that will never come.
-        os._exit(2)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            os._exit(2)  # at once: peers may wait in a collective that will never come, and so would an orderly end
+        sys.exit(2)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

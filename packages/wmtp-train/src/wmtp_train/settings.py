@@ -34,7 +34,7 @@ class DataSettings(BaseModel):
     cache_dir: Path = Path("runs/cache")
     """Where packed rows are kept, so that the next start is instant."""
     evaluation_rows: int | None = Field(None, ge=1)
-    """Evaluate on the first rows of each held-out set only; by default on all."""
+    """Evaluate on so many evenly spaced rows of each held-out set; by default on all."""
     workers: int = Field(0, ge=0)
     """Processes that read batches ahead, per rank; 0 reads in the training process."""
 

@@ -71,7 +71,7 @@ def evaluation_batches(
     world: int,
     max_rows: int | None = None,
 ) -> Iterator[Batch]:
-    """Every row (or the first `max_rows`) once over the ranks, in order; as many [micro_batch, S] batches on each rank.
+    """Every row (or `max_rows` evenly spaced ones) once over the ranks; as many [micro_batch, S] batches on each rank.
 
     What is missing from the last global batch is filled with rows of no meaning: row id -1, all labels -100, rewards
     NaN, pairs 0.
@@ -79,9 +79,9 @@ def evaluation_batches(
     packed_rows = PackedRows(prepared, scores)
     num_rows = min(len(packed_rows), max_rows or len(packed_rows))
     for start in range(0, num_rows, world * micro_batch):
-        row_ids = start + rank * micro_batch + np.arange(micro_batch)
-        batch = packed_rows[row_ids.clip(max=num_rows - 1)]
-        padding = torch.from_numpy(row_ids >= num_rows)
+        places = start + rank * micro_batch + np.arange(micro_batch)
+        batch = packed_rows[places.clip(max=num_rows - 1) * len(packed_rows) // num_rows]
+        padding = torch.from_numpy(places >= num_rows)
         batch.row_ids[padding] = -1
         batch.labels[padding] = -100
         if batch.rewards is not None:

@@ -1,0 +1,54 @@
+# `make demo` and `make test` install what they need first; every target is also a plain command below it.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python
+DEMO := runs/demo
+CONFIG := --config launch/configs/demo.yaml
+PACKAGES := packages/wmtp-core packages/wmtp-models packages/wmtp-train
+
+.PHONY: help setup demo test lint types format tensorboard clean-demo
+help:
+	@echo "make setup | demo | test | lint | types | format | tensorboard | clean-demo"
+
+setup: .venv/.installed
+
+.venv/.installed: constraints.txt $(PACKAGES:%=%/pyproject.toml)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PACKAGES:%=--editable %) \
+	  ninja jinja2 matplotlib sympy networkx pytest hypothesis ruff mypy types-PyYAML pre-commit
+	touch $@
+
+# Corpus, tokenizer, reference, scores, training, report: each step is made once; `make clean-demo` starts over.
+demo: setup
+	@test -d $(DEMO)/corpus || $(RUN) tools/build_corpus.py --output $(DEMO)/corpus --limit-bytes 3500000
+	@test -d $(DEMO)/tokenizer || $(RUN) tools/train_tokenizer.py --text $(DEMO)/corpus/reference.jsonl \
+	  --vocab-size 2048 --output $(DEMO)/tokenizer
+	@test -d $(DEMO)/reference/model || $(RUN) launch/train.py --algo mtp-baseline $(CONFIG) --resume \
+	  --model.horizon 1 --data.train '["$(DEMO)/corpus/reference.jsonl"]' --output_dir $(DEMO)/reference
+	@$(RUN) launch/score.py $(CONFIG)
+	@test -d $(DEMO)/rho1-wmtp/model || $(RUN) launch/train.py --algo rho1-wmtp $(CONFIG) --resume
+	@$(RUN) tools/report.py $(DEMO)/rho1-wmtp --output $(DEMO)/report.html --picture $(DEMO)/overview.png
+	@echo "TensorBoard: $(DEMO)/rho1-wmtp/tensorboard (make tensorboard)"
+	@echo "report:      $(DEMO)/report.html"
+
+clean-demo:
+	rm -rf $(DEMO)
+
+# One thread a process: many small processes on few cores otherwise wait for each other.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tensorboard: setup
+	$(BIN)/tensorboard --logdir runs
