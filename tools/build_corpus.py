@@ -15,9 +15,9 @@ A row is {"path", "text", "noise": [[start, end, kind], …], "reward"}: charact
 genuine code, 0 for broken code, null for text that is no one's code. Noise process, seeded by `--seed` and the path:
 
 1. A third of the documents (files, or what long files are cut into) are broken: their file no longer parses, and the
-   evidence is all over them. About every 5th token changes places with the next one, is said twice, or is a comma, a
-   colon or a closing bracket that becomes another mark (corpus/breakage.py says exactly how). Spans of kind "broken"
-   cover the edited tokens. Documents of one file may differ in this, so no name in it gives the reward away.
+   evidence is all over them. Three of four commas and colons become semicolons, and as many closing brackets become
+   closing brackets of another kind (corpus/breakage.py). Spans of kind "broken" cover just these marks. Documents of
+   one file differ in whether they are broken, so no name in it gives the reward away.
 2. Blocks of base64, hex dumps, log lines, licence text, number tables and shuffled words are put between the lines of
    60 % of the documents, about 0.7 characters for each character of code (corpus/noise.py).
 3. Whole documents of kind "natural" are mixed in, 0.2 characters for each of code: generated files and tables of the

@@ -60,6 +60,15 @@ def test_bfloat16_inputs_give_float32_losses_and_bfloat16_gradients(oracle):
         assert_close(actual, expected, relative=2e-2)
 
 
+def test_many_chunks_add_up_in_float32(monkeypatch):
+    """1000 equal gradients, one row a chunk: a bfloat16 sum would stop growing after 256 of them."""
+    monkeypatch.setattr(wmtp_core.cross_entropy, "CHUNK_ELEMENTS", 1)
+    hidden = torch.ones(1000, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    linear_cross_entropy(hidden, weight, torch.zeros(1000, dtype=torch.int64)).sum().backward()
+    assert weight.grad.flatten().tolist() == [-500, 500]
+
+
 def test_the_loss_of_bfloat16_logits_is_not_rounded_to_bfloat16():
     logits = torch.randn(50, VOCABULARY, generator=torch.Generator().manual_seed(0)).bfloat16()
     targets = torch.arange(50)

@@ -74,7 +74,7 @@ def ranking_losses(values: Tensor, pairs: Tensor, document_ids: Tensor) -> tuple
     start = torch.where(document_starts(document_ids), positions, 0).cummax(dim=1).values
     before = start - 1  # the last token of the document before this one
     chosen_end = before.clamp(min=0)
-    mask = _document_ends(values, document_ids) & (pairs < 0) & (before >= 0)
+    mask = _document_ends(values, document_ids) & (pairs < 0)
     mask &= pairs.gather(1, chosen_end) == -pairs
     margins = values.gather(1, chosen_end) - values
     return torch.nn.functional.softplus(-margins).where(mask, 0), mask

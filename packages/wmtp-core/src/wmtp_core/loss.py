@@ -17,7 +17,7 @@ def weighted_mtp_loss(ce: Tensor, head_weights: Tensor, counts: Tensor) -> Tenso
     """The weighted loss of per-token losses.
 
     Args:
-        ce: float32 `[B, S, H]`, 0 where not valid.
+        ce: float32 `[B, S, H]`, finite, 0 where not valid.
         head_weights: float `[B, S, H]`, 0 where not valid; taken as constants.
         counts: `[H]`, the denominators N_h. A head of count 0 contributes 0.
 

@@ -57,8 +57,8 @@ def keep_top(scores: Tensor, valid: Tensor, k_percent: float) -> Tensor:
     Returns:
         bool `[G, n]` with exactly `top_k_count` True per row. No host synchronisation.
     """
-    # A stable sort keeps equal scores in the order of their positions; invalid ones are passed over by the count.
-    order = scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    # A stable sort keeps equal scores in the order of their positions; the running count passes over invalid ones.
+    order = scores.argsort(dim=-1, descending=True, stable=True)
     in_order = valid.gather(-1, order)
     count = top_k_count(valid.sum(dim=-1, keepdim=True), k_percent)  # [G, 1]
     kept_in_order = in_order & (in_order.cumsum(dim=-1) <= count)
@@ -85,18 +85,18 @@ def select_top_scores(
     rows, length, horizon = valid.shape
     if scope not in ("batch", "sequence"):
         raise UserError(f'scope is {scope!r}; choose "batch" or "sequence"')
-    flat_scores, flat_valid = scores[..., 1:].float(), valid[..., 1:]  # [B, S, H-1]
+    later_scores, later_valid = scores[..., 1:].float(), valid[..., 1:]  # [B, S, H-1]
     if scope == "sequence":
-        kept = keep_top(
-            flat_scores.transpose(1, 2).reshape(-1, length), flat_valid.transpose(1, 2).reshape(-1, length), k_percent
-        )
-        later = kept.view(rows, horizon - 1, length).transpose(1, 2)  # [B, S, H-1]
+        by_row = keep_top(
+            later_scores.transpose(1, 2).flatten(0, 1), later_valid.transpose(1, 2).flatten(0, 1), k_percent
+        )  # [B·(H-1), S]
+        later = by_row.view(rows, horizon - 1, length).transpose(1, 2)  # [B, S, H-1]
     else:
-        flat_scores = flat_scores.permute(2, 0, 1).reshape(horizon - 1, -1)  # [H-1, B·S]
-        flat_valid = flat_valid.permute(2, 0, 1).reshape(horizon - 1, -1)
-        all_scores, all_valid, start = _gather_over_ranks(flat_scores, flat_valid, group)  # [H-1, R·B·S]
-        kept = keep_top(all_scores, all_valid, k_percent)[:, start : start + rows * length]
-        later = kept.view(horizon - 1, rows, length).permute(1, 2, 0)  # [B, S, H-1]
+        all_scores, all_valid, start = _gather_over_ranks(
+            later_scores.permute(2, 0, 1).flatten(1), later_valid.permute(2, 0, 1).flatten(1), group
+        )  # [H-1, R·B·S]
+        by_head = keep_top(all_scores, all_valid, k_percent)[:, start : start + rows * length]
+        later = by_head.view(horizon - 1, rows, length).permute(1, 2, 0)  # [B, S, H-1]
     return torch.cat([valid[..., :1], later], dim=-1).float()
 
 
@@ -173,6 +173,7 @@ def compute_mtp_selective_weights(
         `head_{h}_excess_mean` (over valid targets) and `head_{h}_threshold` (the smallest selected excess; inf where
         nothing is selected).
     """
+    check_k_percent(k_percent)
     horizon = policy_logits.shape[2]
     with torch.no_grad():
         targets, valid = mtp_targets(labels, horizon, attention_mask)
@@ -183,8 +184,7 @@ def compute_mtp_selective_weights(
         excess = excess_loss(ce, reference_ce)
         stats = compute_rho1_stats(weights, valid)
         for h in range(1, horizon):
-            stats[f"head_{h}_excess_mean"] = excess[..., h].where(valid[..., h], 0).sum() / valid[..., h].sum().clamp(
-                min=1
-            )
+            count = valid[..., h].sum().clamp(min=1)
+            stats[f"head_{h}_excess_mean"] = excess[..., h].where(valid[..., h], 0).sum() / count
             stats[f"head_{h}_threshold"] = excess[..., h].where(weights[..., h] != 0, torch.inf).min()
     return weights, stats

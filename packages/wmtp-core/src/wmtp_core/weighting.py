@@ -39,7 +39,7 @@ class HeadWeighting(Protocol):
     """A rule that says how much each prediction is worth."""
 
     def compute_head_weights(self, signals: TokenSignals) -> Tensor:
-        """float32 `[B, S, H]`, without gradient, 0 where not valid."""
+        """float32 `[B, S, H]`, 0 where not valid. The signals carry no gradient, so neither does this."""
         ...
 
     def selected_counts(self, valid_per_row: Tensor) -> Tensor:
@@ -100,6 +100,15 @@ class CriticWeighting:
     warmup_steps: int = 0
     group: dist.ProcessGroup | None = None
 
+    def __post_init__(self) -> None:
+        if self.advantage not in ("delta", "gae") or self.transform not in ("softmax", "exp"):
+            raise UserError(
+                f'critic: advantage {self.advantage!r} must be "delta" or "gae", '
+                f'transform {self.transform!r} must be "softmax" or "exp"'
+            )
+        if min(self.temperature, self.beta, self.clip) <= 0:
+            raise UserError("critic: temperature, beta and clip must be above 0")
+
     def compute_head_weights(self, signals: TokenSignals) -> Tensor:
         if signals.step < self.warmup_steps:
             return signals.valid.float()
@@ -135,9 +144,8 @@ class CriticWeighting:
 def softmax_over_heads(scores: Tensor, valid: Tensor, temperature: float) -> Tensor:
     """`n · softmax(scores / temperature)` over each position's n valid heads, else 0. float32 `[B, S, H]`."""
     shares = (scores.float() / temperature).masked_fill(~valid, -torch.inf).softmax(dim=-1)
-    return (shares * valid.sum(dim=-1, keepdim=True)).where(
-        valid, 0
-    )  # where: a position without heads gives NaN shares
+    weights = shares * valid.sum(dim=-1, keepdim=True)
+    return weights.where(valid, 0)  # a position without any valid head has NaN shares
 
 
 def required(tensor: Tensor | None, rule: str, name: str) -> Tensor:

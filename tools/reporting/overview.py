@@ -1,0 +1,123 @@
+"""The picture for a README: losses, what is kept, and a marked passage, at a glance."""
+
+import io
+from textwrap import shorten
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from reporting.charts import CHARTS, Kinds, draw, limits_of
+from reporting.page import shown_passage
+from reporting.passage import SHADES, Passage, Token
+from reporting.runs import Run
+from reporting.theme import INK, KEEP, MUTED, kind_styles, shade_opacity
+from wmtp_core.errors import UserError
+
+LINES, COLUMNS = 25, 84
+Cell = tuple[int, int, str, Token]  # line, column, text without line ends, token
+
+
+def picture(runs: list[Run]) -> bytes:
+    """A PNG of the first run that has a passage marked by later heads.
+
+    Raises:
+        UserError: no run has one.
+    """
+    chosen = next(((run, passage) for run in runs if (passage := shown_passage(run))), None)
+    if chosen is None:
+        raise UserError("--picture: no run has a passage and two heads; train one with data.evaluate, or leave it out")
+    run, passage = chosen
+    kinds = kind_styles(run.noise_kinds)
+    style = {"font.size": 12.5, "text.color": INK, "font.family": "DejaVu Sans"}
+    with matplotlib.rc_context(style | dict.fromkeys(["xtick.color", "ytick.color", "axes.labelcolor"], MUTED)):
+        figure = Figure(figsize=(16, 7), dpi=120, facecolor="white")
+        charts = [(chart, lines) for chart in CHARTS if (lines := chart.lines(run, kinds))]
+        loss = next(pair for pair in charts if pair[0].section == "Loss")
+        selection = next((pair for pair in charts if pair[0].section == "Selection"), charts[-1])
+        for bottom, (chart, lines) in zip((0.59, 0.09), (loss, selection), strict=True):
+            axes = figure.add_axes((0.045, bottom, 0.285, 0.32))
+            draw(axes, lines, limits_of(lines, chart.share), chart.share, label_gap=0.085)
+            axes.set_title(chart.title, loc="left", fontweight="bold", pad=26)
+            axes.text(
+                0, 1.045, shorten(chart.note, 62, placeholder=" …"), transform=axes.transAxes, color=MUTED, size=11
+            )
+        _draw_passage(figure.add_axes((0.44, 0.035, 0.55, 0.845)), passage, kinds)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def layout(tokens: list[Token], columns: int) -> list[Cell]:
+    """Tokens on a grid of characters, wrapped at `columns`; a token that goes over line ends gives several cells."""
+    cells: list[Cell] = []
+    line = column = 0
+    for token in tokens:
+        if token.starts_document and column:
+            line, column = line + 1, 0
+        for part in token.text.expandtabs(4).splitlines(keepends=True):
+            text = part.rstrip("\n")
+            while text:
+                if column == columns:
+                    line, column = line + 1, 0
+                cells.append((line, column, text[: columns - column], token))
+                text, column = text[columns - column :], min(columns, column + len(text))
+            if part.endswith("\n"):
+                line, column = line + 1, 0
+    return cells
+
+
+def window(cells: list[Cell], lines: int) -> list[Cell]:
+    """So many lines, counted from 0: the first whose share of noisy characters is nearest to 40 %, as both must show."""
+    last = max(line for line, *_ in cells)
+    noisy, all_of = [0] * (last + 1), [0] * (last + 1)
+    for line, _, text, token in cells:
+        all_of[line] += len(text)
+        noisy[line] += len(text) * bool(token.kind)
+    starts = range(max(1, last + 2 - lines))
+    distances = [abs(sum(noisy[s : s + lines]) / max(1, sum(all_of[s : s + lines])) - 0.4) for s in starts]
+    start = distances.index(min(distances))
+    return [(line - start, *rest) for line, *rest in cells if start <= line < start + lines]
+
+
+def _draw_passage(axes: Axes, passage: Passage, kinds: Kinds) -> None:
+    axes.set_xlim(0, COLUMNS)
+    axes.set_ylim(LINES, 0)
+    axes.axis("off")
+    axes.set_title(_headline(passage), loc="left", fontweight="bold", pad=26)
+    box = axes.get_window_extent()
+    # The advance of DejaVu Sans Mono is 0.602 of its size; points are 1/72 inch.
+    size = box.width / COLUMNS / 0.602 * 72 / axes.figure.dpi
+    cells = window(layout(passage.tokens, COLUMNS), LINES)
+    for line, column, text, token in cells:
+        if token.shade:
+            place = Rectangle((column, line + 0.04), len(text), 0.9, color=KEEP, linewidth=0)
+            place.set_alpha(shade_opacity(token.shade, SHADES))
+            axes.add_patch(place)
+        if token.kind:
+            style = kinds[token.kind]
+            ends = [column + 0.1, column + len(text) - 0.1]
+            axes.plot(ends, [line + 0.9] * 2, color=style.colour, linestyle=style.line, linewidth=1.8)
+        colour = INK if token.shade else MUTED
+        axes.text(
+            column,
+            line + 0.5,
+            text.replace("$", r"\$"),
+            family="DejaVu Sans Mono",
+            size=size,
+            color=colour,
+            va="center",
+        )
+    _draw_legend(axes, passage, {kind: kinds[kind].colour for *_, token in cells if (kind := token.kind)})
+
+
+def _headline(passage: Passage) -> str:
+    return f"Held-out text, shaded by how many of the {passage.later_heads} later heads learn from it"
+
+
+def _draw_legend(axes: Axes, passage: Passage, noise: dict[str, str]) -> None:
+    column, line = 0.0, -0.75
+    for kind, colour in noise.items():
+        axes.text(column, line, kind, color=colour)
+        column += 10
