@@ -19,7 +19,7 @@ genuine code, 0 for broken code, null for text that is no one's code. Noise proc
    closing brackets of another kind (corpus/breakage.py). Spans of kind "broken" cover just these marks. Documents of
    one file differ in whether they are broken, so no name in it gives the reward away.
 2. Blocks of base64, hex dumps, log lines, licence text, number tables and shuffled words are put between the lines of
-   60 % of the documents, about 0.7 characters for each character of code (corpus/noise.py).
+   60 % of the documents, about 0.8 characters for each character of code (corpus/noise.py).
 3. Whole documents of kind "natural" are mixed in, 0.2 characters for each of code: generated files and tables of the
    same sources (corpus/cleaning.py).
 

@@ -33,7 +33,7 @@ def test_every_public_name_exists_and_is_documented():
             "mtp_targets",
             {"labels": ..., "horizon": ..., "attention_mask": None, "document_ids": None, "ignore_index": -100},
         ),
-        ("linear_cross_entropy", {"hidden": ..., "weight": ..., "targets": ..., "ignore_index": -100}),
+        ("linear_cross_entropy", {"hidden": ..., "weight": ..., "targets": ..., "ignore_index": -100, "guess": None}),
         ("shift_to_heads", {"values": ..., "horizon": ..., "fill": 0}),
         ("weighted_mtp_loss", {"ce": ..., "head_weights": ..., "counts": ...}),
     ],

@@ -9,7 +9,7 @@ from typing import NamedTuple
 # A block's characters, and the characters added per character of the document; with the natural noise documents and
 # the broken code, this makes about two fifths of the training text noise.
 _BLOCK = (150, 900)
-_DENSITY = (0.35, 0.9)
+_DENSITY = (0.45, 1.0)
 
 
 class Span(NamedTuple):

@@ -149,9 +149,8 @@ CHARTS = [
     Chart("Loss", "Held-out loss", "The same on text that no model was trained on.", _held_out_curves),
     Chart("Loss", "Final held-out loss", "In nats per token; head h predicts h + 1 tokens ahead.", _final_losses,
           x_label="head"),
-    Chart("Selection", "Kept, by kind of text", "Share of the later heads' predictions that train, in training"
-          " batches; running mean.", _kept_by_kind, share=True),
-    Chart("Selection", "Kept, by head", "Share of each head's predictions that train.", _selected_ratio, share=True),
+    Chart("Selection", "Kept, by kind of text", "Share of the later heads' predictions; running mean.", _kept_by_kind, share=True),
+    Chart("Selection", "Kept, by head", "Share of each head's predictions.", _selected_ratio, share=True),
     Chart("Selection", "Mean excess loss", "Loss minus the reference's loss on the same token, in nats.",
           lambda run, _: _by_head(run, "excess_mean")),
     Chart("Selection", "Threshold", "Smallest excess loss that is still selected, in nats.", _threshold),

@@ -12,10 +12,10 @@ from reporting.charts import CHARTS, Kinds, draw, limits_of
 from reporting.page import shown_passage
 from reporting.passage import SHADES, Passage, Token
 from reporting.runs import Run
-from reporting.theme import INK, KEEP, MUTED, kind_styles, shade_opacity
+from reporting.theme import INK, KEEP, MUTED, KindStyle, kind_styles, shade_opacity
 from wmtp_core.errors import UserError
 
-LINES, COLUMNS = 25, 84
+_WIDTHS = range(56, 81, 4)  # characters in a line: the widest letters that let a short passage stand whole
 Cell = tuple[int, int, str, Token]  # line, column, text without line ends, token
 
 
@@ -36,21 +36,21 @@ def picture(runs: list[Run]) -> bytes:
         charts = [(chart, lines) for chart in CHARTS if (lines := chart.lines(run, kinds))]
         loss = next(pair for pair in charts if pair[0].section == "Loss")
         selection = next((pair for pair in charts if pair[0].section == "Selection"), charts[-1])
-        for bottom, (chart, lines) in zip((0.59, 0.09), (loss, selection), strict=True):
-            axes = figure.add_axes((0.045, bottom, 0.285, 0.32))
+        for bottom, (chart, lines) in zip((0.58, 0.085), (loss, selection), strict=True):
+            axes = figure.add_axes((0.05, bottom, 0.285, 0.3))
             draw(axes, lines, limits_of(lines, chart.share), chart.share, label_gap=0.085)
             axes.set_title(chart.title, loc="left", fontweight="bold", pad=26)
             axes.text(
                 0, 1.045, shorten(chart.note, 62, placeholder=" …"), transform=axes.transAxes, color=MUTED, size=11
             )
-        _draw_passage(figure.add_axes((0.44, 0.035, 0.55, 0.845)), passage, kinds)
+        _draw_passage(figure.add_axes((0.445, 0.03, 0.545, 0.85)), passage, kinds)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def layout(tokens: list[Token], columns: int) -> list[Cell]:
-    """Tokens on a grid of characters, wrapped at `columns`; a token that goes over line ends gives several cells."""
+    """Tokens on a grid of characters, wrapped at `columns`, between tokens where they let it; one over line ends gives several."""
     cells: list[Cell] = []
     line = column = 0
     for token in tokens:
@@ -58,6 +58,8 @@ def layout(tokens: list[Token], columns: int) -> list[Cell]:
             line, column = line + 1, 0
         for part in token.text.expandtabs(4).splitlines(keepends=True):
             text = part.rstrip("\n")
+            if columns - column < len(text) <= columns:
+                line, column = line + 1, 0
             while text:
                 if column == columns:
                     line, column = line + 1, 0
@@ -82,14 +84,18 @@ def window(cells: list[Cell], lines: int) -> list[Cell]:
 
 
 def _draw_passage(axes: Axes, passage: Passage, kinds: Kinds) -> None:
-    axes.set_xlim(0, COLUMNS)
-    axes.set_ylim(LINES, 0)
+    for columns in _WIDTHS:
+        lines = columns // 3
+        cells = layout(passage.tokens, columns)
+        if cells[-1][0] < lines:
+            break
+    cells = window(cells, lines)
+    axes.set_xlim(0, columns)
+    axes.set_ylim(lines, 0)
     axes.axis("off")
     axes.set_title(_headline(passage), loc="left", fontweight="bold", pad=26)
-    box = axes.get_window_extent()
     # The advance of DejaVu Sans Mono is 0.602 of its size; points are 1/72 inch.
-    size = box.width / COLUMNS / 0.602 * 72 / axes.figure.dpi
-    cells = window(layout(passage.tokens, COLUMNS), LINES)
+    size = axes.get_window_extent().width / columns / 0.602 * 72 / axes.figure.dpi
     for line, column, text, token in cells:
         if token.shade:
             place = Rectangle((column, line + 0.04), len(text), 0.9, color=KEEP, linewidth=0)
@@ -109,15 +115,33 @@ def _draw_passage(axes: Axes, passage: Passage, kinds: Kinds) -> None:
             color=colour,
             va="center",
         )
-    _draw_legend(axes, passage, {kind: kinds[kind].colour for *_, token in cells if (kind := token.kind)})
+    _draw_legend(axes, passage, {kind: kinds[kind] for *_, token in cells if (kind := token.kind)})
 
 
 def _headline(passage: Passage) -> str:
-    return f"Held-out text, shaded by how many of the {passage.later_heads} later heads learn from it"
+    if passage.binary:
+        return f"Held-out text: the more of heads 1 to {passage.later_heads} learn a token, the darker"
+    return "Held-out text: the more the later heads weigh a token, the darker"
 
 
-def _draw_legend(axes: Axes, passage: Passage, noise: dict[str, str]) -> None:
-    column, line = 0.0, -0.75
-    for kind, colour in noise.items():
-        axes.text(column, line, kind, color=colour)
-        column += 10
+def _draw_legend(axes: Axes, passage: Passage, noise: dict[str, KindStyle]) -> None:
+    """One line above the text: how many heads (or what weights) the shades stand for, and the kinds of noise in it."""
+    texts = [str(level) for level in range(passage.later_heads + 1)]
+    shades = [round(level / passage.later_heads * (SHADES - 1)) for level in range(passage.later_heads + 1)]
+    if not passage.binary:
+        texts, shades = [f"{end:.2f}" for end in passage.scale], [0, SHADES - 1]
+    place, height = 0.0, 1.018
+    entries: list[tuple[str, str, float, KindStyle | None]] = [
+        (text, INK, shade_opacity(shade, SHADES), None) for text, shade in zip(texts, shades, strict=True)
+    ]
+    entries += [(kind, style.colour, 0.0, style) for kind, style in noise.items()]
+    for words, colour, opacity, style in [("kept by" if passage.binary else "weight", MUTED, 0.0, None), *entries]:
+        text = axes.text(place, height, words, color=colour, transform=axes.transAxes, size=11.5)
+        if opacity:
+            text.set_bbox({"facecolor": KEEP, "alpha": opacity, "linewidth": 0, "pad": 3})
+        extent = text.get_window_extent().transformed(axes.transAxes.inverted())
+        if style:
+            ends = [extent.x0, extent.x1]
+            axes.plot(ends, [height - 0.013] * 2, color=style.colour, linestyle=style.line, linewidth=1.8,
+                      transform=axes.transAxes, clip_on=False)  # fmt: skip
+        place = extent.x1 + 0.022

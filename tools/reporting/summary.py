@@ -26,7 +26,9 @@ def result_sentence(run: Run) -> str:
         )
     if value_auc := run.final("value_auc"):
         held_out, value = next(iter(value_auc.items()))
-        clauses.append(f"the value head tells good files from bad ones with an AUC of {number(value)} on {held_out}")
+        clauses.append(
+            f"on {held_out}, the value head tells good files from bad ones with an AUC of {number(value)} (chance: 0.50)"
+        )
     return "; ".join(clause for clause in clauses if clause) + "."
 
 
@@ -65,7 +67,7 @@ def number(value: float | None) -> str:
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.0f} %"
+    return f"{100 * value:.0f}\u202f%"
 
 
 def _loss_clause(run: Run) -> str:
@@ -74,10 +76,16 @@ def _loss_clause(run: Run) -> str:
     if found and any(len(series.steps) > 1 for series in run.heads(f"evaluation/{found[0]}").values()):
         curves, place = run.heads(f"evaluation/{found[0]}"), f"held-out text ({found[1]})"
     fell = sum(series.values[-1] < series.values[0] for series in curves.values())
-    who = "every head" if fell == len(curves) else f"{fell} of {len(curves)} heads"
-    changes = ", ".join(f"head {h} {number(s.values[0])} → {number(s.values[-1])}" for h, s in curves.items())
+    who = (
+        ""
+        if fell == len(curves) == 1
+        else " for every head"
+        if fell == len(curves)
+        else f" for {fell} of {len(curves)} heads"
+    )
+    changes = ", ".join(f"head {h} {number(s.values[0])}\u00a0→\u00a0{number(s.values[-1])}" for h, s in curves.items())
     steps = next(iter(curves.values())).steps
-    clause = f"From step {steps[0]} to {steps[-1]:,} the loss on {place} fell for {who} ({changes}, in nats per token)"
+    clause = f"From step {steps[0]} to {steps[-1]:,} the loss on {place} fell{who} ({changes}, in nats per token)"
     if found and place == "training text":
         finals = ", ".join(number(value) for value in run.final_heads(found[0]).values())
         clause += f", and on held-out text ({found[1]}) it ends at {finals}"
@@ -95,7 +103,7 @@ def _kept_clause(run: Run) -> str:
     low, high = min(kinds, key=kinds.__getitem__), max(kinds, key=kinds.__getitem__)
     noise = f"{percent(kinds[low])} ({low}) to {percent(kinds[high])} ({high})" if low != high else percent(kinds[low])
     return (
-        f"of the predictions on {held_out}, the later heads keep {percent(clean)} of the clean and {noise} of the noisy"
+        f"on {held_out}, the later heads keep {percent(clean)} of the predictions of clean tokens and {noise} of noise"
     )
 
 

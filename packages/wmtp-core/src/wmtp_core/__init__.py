@@ -1,8 +1,9 @@
 """Weighted multi-token prediction on plain tensors. Pure functions: no model, no input or output, no configuration."""
 
 from wmtp_core.controls import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting
-from wmtp_core.cross_entropy import dense_cross_entropy, linear_cross_entropy
+from wmtp_core.cross_entropy import dense_cross_entropy
 from wmtp_core.errors import UserError
+from wmtp_core.fused_cross_entropy import GradientGuess, WeightGuess, linear_cross_entropy
 from wmtp_core.loss import compute_weighted_mtp_loss, weighted_mtp_loss
 from wmtp_core.selection import (
     compute_mtp_selective_weights,
@@ -21,6 +22,7 @@ from wmtp_core.weighting import (
 
 __all__ = [
     "CriticWeighting",
+    "GradientGuess",
     "HeadWeighting",
     "LabelledWeighting",
     "RandomWeighting",
@@ -29,6 +31,7 @@ __all__ = [
     "TokenSignals",
     "UniformWeighting",
     "UserError",
+    "WeightGuess",
     "compute_mtp_selective_weights",
     "compute_rho1_stats",
     "compute_weighted_mtp_loss",

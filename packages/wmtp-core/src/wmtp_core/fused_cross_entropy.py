@@ -1,0 +1,223 @@
+"""Per-token cross-entropy from hidden states, of which only the selected tokens pay for a gradient.
+
+U is the cost of one product of all rows with the unembedding. The losses cost 1U. A row's gradient costs another 3U
+shares if its logits are formed anew in the backward, and 2U shares if it is formed while they are at hand. Which rows
+will receive a gradient is known only after all losses, but it can be *guessed*: the forward forms the gradients of the
+rows that a guess keeps, and the backward compares what really arrives with what was guessed, up to one common factor,
+and mends the difference. So the result is exact whatever the guess was, and a good guess makes it cheap: 3U for uniform
+weights and about (1 + 2·s)U for a selected share s.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from wmtp_core.errors import UserError
+
+# Rows of logits that are formed at once hold so many elements: 2^24 float32 are 64 MiB.
+CHUNK_ELEMENTS = 2**24
+# A guessed gradient within a few roundings of the real one is the real one: the two are products in another order.
+_TOLERANCE = 1e-6
+
+
+class WeightGuess(Protocol):
+    """Guesses head weights chunk by chunk, while the losses come in."""
+
+    def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
+        """Weights float32 `[c, H]` of the positions int64 `[c]` (in 0 … P−1), whose losses are ce float32 `[c, H]`.
+
+        It is called once for every chunk of a forward; a chunk is strided, so that it samples the whole batch.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class GradientGuess:
+    """What gradient each loss will probably receive: `weights · per_head`, times a factor that nobody needs to know."""
+
+    weights: WeightGuess
+    per_head: Tensor
+    """float32 `[H]`, such as one over each head's number of targets."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, guess: GradientGuess | None = None
+) -> Tensor:
+    """Per-token cross-entropy of `hidden @ weight.T` without ever holding more than a chunk of the logits.
+
+    Rows whose incoming gradient is exactly 0 (tokens that were not selected) cost nothing in the backward.
+
+    Args:
+        hidden: `[N, D]` float32 or bfloat16; with a guess, N = P·H with the heads of a position side by side.
+        weight: `[V, D]` of the same dtype, the unembedding.
+        targets: int64 `[N]`.
+        ignore_index: rows of this target cost nothing and have loss 0.
+        guess: decides when gradients are formed, and never what they are.
+
+    Returns:
+        float32 `[N]`, differentiable once in `hidden` and `weight`.
+
+    Raises:
+        UserError: shapes that do not fit.
+    """
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
+        raise UserError(
+            f"hidden {list(hidden.shape)}, weight {list(weight.shape)} and targets {list(targets.shape)} do not fit: "
+            "give [N, D], [V, D] and [N]"
+        )
+    if guess is not None and len(hidden) % len(guess.per_head):
+        raise UserError(
+            f"the guess is for {len(guess.per_head)} heads, and {len(hidden)} rows are not a multiple of that"
+        )
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if not torch.is_grad_enabled() or not len(hidden):
+        guess = None
+    with torch.autocast(device, enabled=False):
+        result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index, guess)
+    return result
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, guess: GradientGuess | None
+    ) -> Tensor:
+        ce = hidden.new_zeros(len(hidden), dtype=torch.float32)
+        formed = _Gradients(hidden, weight, targets, ctx.needs_input_grad) if guess is not None else None
+        horizon = len(guess.per_head) if guess is not None else 1
+        heads = torch.arange(horizon, device=hidden.device)
+        count = len(hidden) // horizon
+        chunks = max(1, min(count, -(-len(hidden) // _rows_per_chunk(weight))))
+        logits = _ChunkOfLogits(weight, -(-count // chunks) * horizon)
+        for i in range(chunks):
+            positions = torch.arange(i, count, chunks, device=hidden.device)  # [c]
+            chunk = (positions[:, None] * horizon + heads).flatten()  # [c·H]
+            has_target = targets[chunk] != ignore_index
+            rows = chunk[has_target]  # [r]
+            log_probabilities = logits.log_probabilities(hidden[rows])  # [r, V]
+            ce[rows] = -log_probabilities.gather(1, targets[rows, None]).squeeze(1)
+            if guess is not None and formed is not None:
+                weights = guess.weights(positions, ce.view(-1, horizon)[positions])  # [c, H]
+                formed.guessed[rows] = (weights * guess.per_head).flatten()[has_target].nan_to_num(0, 0, 0)
+                kept = formed.guessed[rows].nonzero().squeeze(-1)
+                formed.add(logits, logits.keep(kept, len(rows)), rows[kept], formed.guessed)
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.ignore_index, ctx.formed = ignore_index, formed
+        return ce
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_ce: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden, weight, targets = ctx.saved_tensors
+        grad = grad_ce.where(targets != ctx.ignore_index, 0)
+        # What was formed ahead is spent by the first backward; one more over a retained graph forms everything anew.
+        if ctx.formed is not None:
+            gradients, ctx.formed = ctx.formed, None
+            grad = gradients.take_for(grad)
+        else:
+            gradients = _Gradients(hidden, weight, targets, ctx.needs_input_grad)
+        rows_per_chunk = min(_rows_per_chunk(weight), max(1, len(hidden)))
+        logits = _ChunkOfLogits(weight, rows_per_chunk)
+        guessed = gradients.guessed != 0
+        # A row that was guessed lacks only a part of the weight's gradient; one that was not lacks everything.
+        for lacking, hidden_too in (((grad != 0) & guessed), False), (((grad != 0) & ~guessed), True):
+            for rows in lacking.nonzero().squeeze(-1).split(rows_per_chunk):
+                if len(rows):
+                    gradients.add(logits, logits.log_probabilities(hidden[rows]), rows, grad, hidden_too)
+        return gradients.hidden, gradients.weight_as(weight.dtype), None, None, None
+
+
+class _Gradients:
+    """Gradients of the hidden states and of the weight, formed from some rows at a time."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, needed: tuple[bool, ...]) -> None:
+        self.hidden_states, self.targets = hidden, targets
+        self.hidden = torch.zeros_like(hidden) if needed[0] else None
+        self.weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
+        self.guessed = torch.zeros(len(hidden), device=hidden.device)
+
+    def add(
+        self,
+        logits: "_ChunkOfLogits",
+        log_probabilities: Tensor,
+        rows: Tensor,
+        amounts: Tensor,
+        hidden_too: bool = True,
+    ) -> None:
+        """Add what rows int64 `[r]` give when `amounts[rows]` arrives at their losses; spends `log_probabilities`."""
+        gradients = log_probabilities.exp_()  # [r, V]
+        gradients[torch.arange(len(rows), device=rows.device), self.targets[rows]] -= 1
+        product = logits.in_weights_dtype(gradients.mul_(amounts[rows, None]))
+        if self.hidden is not None and hidden_too:
+            self.hidden[rows] = product @ logits.weight
+        if self.weight is not None:
+            picked = self.hidden_states[rows]  # [r, D]
+            if picked.dtype == torch.float32:
+                self.weight.addmm_(product.T, picked)
+            else:
+                self.weight += product.T @ picked
+
+    def take_for(self, grad: Tensor) -> Tensor:
+        """Turn what was formed for the guess into what `grad` float32 `[N]` asks for; returns what lacks, `[N]`."""
+        both = (self.guessed != 0) & (grad != 0)
+        first = both.int().argmax()
+        factor = (grad[first] / self.guessed[first]).where(both[first], 0)
+        residual = grad - factor * self.guessed
+        # A bad guess is not mended but dropped: what is large and then taken away again leaves its rounding behind.
+        factor = factor.where(residual.abs().sum() <= grad.abs().sum() / 2, 0)
+        residual = grad - factor * self.guessed
+        # Not `>`: a gradient that is not finite lacks, too.
+        residual = residual.where(~(residual.abs() <= _TOLERANCE * grad.abs()), 0)
+        if self.hidden is not None:
+            self.hidden *= (grad / self.guessed).where(self.guessed != 0, 0).unsqueeze(-1).to(self.hidden.dtype)
+        if self.weight is not None:
+            self.weight = torch.where(factor == 0, 0, factor * self.weight)
+        return residual
+
+    def weight_as(self, dtype: torch.dtype) -> Tensor | None:
+        """The weight's gradient in the weight's dtype; it was summed in float32."""
+        return None if self.weight is None else self.weight.to(dtype)
+
+
+class _ChunkOfLogits:
+    """Buffers that one chunk of logits after the other is written to: memory that is freed and taken again is slow."""
+
+    def __init__(self, weight: Tensor, rows: int) -> None:
+        self.weight, self.rows = weight, rows
+        self._buffers: dict[str, Tensor] = {}
+
+    def log_probabilities(self, hidden: Tensor) -> Tensor:
+        """float32 `[r, V]`, by the arithmetic of `torch.nn.functional.cross_entropy`, valid until the next call."""
+        logits = self._buffer("logits", len(hidden), torch.float32)
+        if hidden.dtype == torch.float32:
+            torch.mm(hidden, self.weight.T, out=logits)
+        else:
+            logits.copy_(torch.mm(hidden, self.weight.T, out=self._buffer("product", len(hidden), hidden.dtype)))
+        return torch.log_softmax(logits, dim=-1, out=logits)
+
+    def keep(self, kept: Tensor, count: int) -> Tensor:
+        """The kept ones of the `count` rows that `log_probabilities` returned last."""
+        logits = self._buffer("logits", count, torch.float32)
+        if len(kept) == count:
+            return logits
+        return torch.index_select(logits, 0, kept, out=self._buffer("kept", len(kept), torch.float32))
+
+    def in_weights_dtype(self, gradients: Tensor) -> Tensor:
+        """`[r, V]` in the dtype that the products are taken in."""
+        if self.weight.dtype == torch.float32:
+            return gradients
+        return self._buffer("product", len(gradients), self.weight.dtype).copy_(gradients)
+
+    def _buffer(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+        if name not in self._buffers:
+            self._buffers[name] = torch.empty(self.rows, len(self.weight), dtype=dtype, device=self.weight.device)
+        return self._buffers[name][:rows]
+
+
+def _rows_per_chunk(weight: Tensor) -> int:
+    return max(1, CHUNK_ELEMENTS // len(weight))
