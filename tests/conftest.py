@@ -25,6 +25,12 @@ LLAMA = {
 
 
 @pytest.fixture(scope="session")
+def tiny_llama() -> dict[str, Any]:
+    """`model.config` of a Llama of a few thousand weights."""
+    return LLAMA
+
+
+@pytest.fixture(scope="session")
 def processes() -> Iterator[None]:
     """This process as a group of one; torch allows that once a process, so every test of a session shares it."""
     import torch.distributed as dist
@@ -108,12 +114,12 @@ def _document(draw: random.Random, number: int) -> dict[str, Any]:
 
 @pytest.fixture
 def write_deepspeed(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a DeepSpeed configuration; by default 4 rows a step at ZeRO stage 1."""
+    """Writes a DeepSpeed configuration; by default 4 rows a step at ZeRO stage 1, and no clipping (DeepSpeed's own is 1)."""
 
     def write(name: str = "deepspeed.json", stage: int = 1, **config: Any) -> Path:
         batch = {} if any("batch" in key for key in config) else {"train_batch_size": 4}
         path = tmp_path / name
-        path.write_text(json.dumps({"zero_optimization": {"stage": stage}, **batch, **config}))
+        path.write_text(json.dumps({"zero_optimization": {"stage": stage}, "gradient_clipping": 0.0, **batch, **config}))
         return path
 
     return write

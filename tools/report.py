@@ -26,6 +26,8 @@ def report(folders: Sequence[Path], output: Path, picture_file: Path | None) -> 
     Raises:
         UserError: a folder is no finished run, or a file cannot be written.
     """
+    if picture_file and picture_file.resolve() == output.resolve():
+        raise UserError(f"--picture {picture_file}: is the page itself; name another file")
     runs = read_runs(folders)
     files = {output: render(runs).encode()}
     if picture_file:

@@ -1,6 +1,7 @@
 """The picture for a README: losses, what is kept, and a marked passage, at a glance."""
 
 import io
+import re
 from textwrap import shorten
 
 import matplotlib
@@ -15,7 +16,7 @@ from reporting.runs import Run
 from reporting.theme import INK, KEEP, MUTED, KindStyle, kind_styles, shade_opacity
 from wmtp_core.errors import UserError
 
-_WIDTHS = range(56, 81, 4)  # characters in a line: the widest letters that let a short passage stand whole
+_WIDTHS = range(60, 81, 4)  # characters in a line: the widest letters that let a short passage stand whole
 Cell = tuple[int, int, str, Token]  # line, column, text without line ends, token
 
 
@@ -30,13 +31,13 @@ def picture(runs: list[Run]) -> bytes:
         raise UserError("--picture: no run has a passage and two heads; train one with data.evaluate, or leave it out")
     run, passage = chosen
     kinds = kind_styles(run.noise_kinds)
-    style = {"font.size": 12.5, "text.color": INK, "font.family": "DejaVu Sans"}
+    style = {"font.size": 12.5, "font.family": "DejaVu Sans", "text.color": INK, "text.parse_math": False}
     with matplotlib.rc_context(style | dict.fromkeys(["xtick.color", "ytick.color", "axes.labelcolor"], MUTED)):
         figure = Figure(figsize=(16, 7), dpi=120, facecolor="white")
         charts = [(chart, lines) for chart in CHARTS if (lines := chart.lines(run, kinds))]
         loss = next(pair for pair in charts if pair[0].section == "Loss")
-        selection = next((pair for pair in charts if pair[0].section == "Selection"), charts[-1])
-        for bottom, (chart, lines) in zip((0.58, 0.085), (loss, selection), strict=True):
+        second = next((pair for pair in charts if pair[0].section != "Loss"), charts[-1])
+        for bottom, (chart, lines) in zip((0.58, 0.085), (loss, second), strict=True):
             axes = figure.add_axes((0.05, bottom, 0.285, 0.3))
             draw(axes, lines, limits_of(lines, chart.share), chart.share, label_gap=0.085)
             axes.set_title(chart.title, loc="left", fontweight="bold", pad=26)
@@ -50,28 +51,42 @@ def picture(runs: list[Run]) -> bytes:
 
 
 def layout(tokens: list[Token], columns: int) -> list[Cell]:
-    """Tokens on a grid of characters, wrapped at `columns`, between tokens where they let it; one over line ends gives several."""
+    """Tokens on a grid of characters, wrapped at `columns`, before a word where it is no longer than a line."""
     cells: list[Cell] = []
     line = column = 0
-    for token in tokens:
-        if token.starts_document and column:
+    parts = [(part, token) for token in tokens for part in re.findall(r"[^\n]*\n|[^\n]+", token.text.expandtabs(4))]
+    texts = [part for part, _ in parts]
+    for i, (part, token) in enumerate(parts):
+        starts_document = token.starts_document and (i == 0 or parts[i - 1][1] is not token)
+        if column and (starts_document or columns - column < _word_length(texts, i) <= columns):
             line, column = line + 1, 0
-        for part in token.text.expandtabs(4).splitlines(keepends=True):
-            text = part.rstrip("\n")
-            if columns - column < len(text) <= columns:
+        text = part.rstrip("\n")
+        while text:
+            if column == columns:
                 line, column = line + 1, 0
-            while text:
-                if column == columns:
-                    line, column = line + 1, 0
-                cells.append((line, column, text[: columns - column], token))
-                text, column = text[columns - column :], min(columns, column + len(text))
-            if part.endswith("\n"):
-                line, column = line + 1, 0
+            cells.append((line, column, text[: columns - column], token))
+            text, column = text[columns - column :], min(columns, column + len(text))
+        if part.endswith("\n"):
+            line, column = line + 1, 0
     return cells
 
 
+def _word_length(texts: list[str], start: int) -> int:
+    """Characters from the text at `start` to the next white space after it; 0 where that text goes on with a word."""
+    if start and not texts[start - 1][-1].isspace() and not texts[start][0].isspace():
+        return 0
+    length = 0
+    for i in range(start, len(texts)):
+        if i > start and texts[i][0].isspace():
+            break
+        length += len(texts[i].rstrip("\n"))
+        if texts[i][-1].isspace():
+            break
+    return length
+
+
 def window(cells: list[Cell], lines: int) -> list[Cell]:
-    """So many lines, counted from 0: the first whose share of noisy characters is nearest to 40 %, as both must show."""
+    """So many lines, counted from 0 again: the first with a share of noise nearest to 40 %, as both must show."""
     last = max(line for line, *_ in cells)
     noisy, all_of = [0] * (last + 1), [0] * (last + 1)
     for line, _, text, token in cells:
@@ -80,7 +95,7 @@ def window(cells: list[Cell], lines: int) -> list[Cell]:
     starts = range(max(1, last + 2 - lines))
     distances = [abs(sum(noisy[s : s + lines]) / max(1, sum(all_of[s : s + lines])) - 0.4) for s in starts]
     start = distances.index(min(distances))
-    return [(line - start, *rest) for line, *rest in cells if start <= line < start + lines]
+    return [(line - start, column, text, token) for line, column, text, token in cells if start <= line < start + lines]
 
 
 def _draw_passage(axes: Axes, passage: Passage, kinds: Kinds) -> None:
@@ -109,7 +124,7 @@ def _draw_passage(axes: Axes, passage: Passage, kinds: Kinds) -> None:
         axes.text(
             column,
             line + 0.5,
-            text.replace("$", r"\$"),
+            text,
             family="DejaVu Sans Mono",
             size=size,
             color=colour,
@@ -126,16 +141,13 @@ def _headline(passage: Passage) -> str:
 
 def _draw_legend(axes: Axes, passage: Passage, noise: dict[str, KindStyle]) -> None:
     """One line above the text: how many heads (or what weights) the shades stand for, and the kinds of noise in it."""
-    texts = [str(level) for level in range(passage.later_heads + 1)]
-    shades = [round(level / passage.later_heads * (SHADES - 1)) for level in range(passage.later_heads + 1)]
-    if not passage.binary:
-        texts, shades = [f"{end:.2f}" for end in passage.scale], [0, SHADES - 1]
     place, height = 0.0, 1.018
     entries: list[tuple[str, str, float, KindStyle | None]] = [
-        (text, INK, shade_opacity(shade, SHADES), None) for text, shade in zip(texts, shades, strict=True)
+        ("kept by" if passage.binary else "mean weight", MUTED, 0.0, None),
+        *((label, INK, shade_opacity(shade, SHADES), None) for label, shade in passage.legend),
+        *((kind, style.colour, 0.0, style) for kind, style in noise.items()),
     ]
-    entries += [(kind, style.colour, 0.0, style) for kind, style in noise.items()]
-    for words, colour, opacity, style in [("kept by" if passage.binary else "weight", MUTED, 0.0, None), *entries]:
+    for words, colour, opacity, style in entries:
         text = axes.text(place, height, words, color=colour, transform=axes.transAxes, size=11.5)
         if opacity:
             text.set_bbox({"facecolor": KEEP, "alpha": opacity, "linewidth": 0, "pad": 3})

@@ -9,6 +9,7 @@ import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from reporting import theme
 from reporting.charts import CHARTS, Chart, Kinds, Line, draw, limits_of
@@ -20,12 +21,12 @@ _FOREGROUND = "#010203"  # stands for the page's own text colour, which differs 
 
 
 class Plot(NamedTuple):
-    """A chart of one run, drawn; `svg` is None where the run has nothing of it."""
+    """A chart of one run, drawn."""
 
     run: str
     title: str
     note: str
-    svg: Markup | None
+    svg: Markup
 
 
 def render(runs: list[Run]) -> str:
@@ -60,7 +61,7 @@ def shown_passage(run: Run) -> Passage | None:
 
 
 def _sections(runs: list[Run], kinds: Kinds) -> dict[str, list[Plot]]:
-    """Plots by section; a chart that any run has is drawn for each, on one scale."""
+    """Plots by section: each chart for every run that has it, on one scale."""
     sections: dict[str, list[Plot]] = {}
     for chart in CHARTS:
         lines = {run.name: chart.lines(run, kinds) for run in runs}
@@ -68,22 +69,25 @@ def _sections(runs: list[Run], kinds: Kinds) -> dict[str, list[Plot]]:
         if everything:
             limits = limits_of(everything, chart.share)
             sections.setdefault(chart.section, []).extend(
-                Plot(name, chart.title, chart.note, _svg(chart, found, limits) if found else None)
+                Plot(name, chart.title, chart.note, _svg(chart, found, limits))
                 for name, found in lines.items()
+                if found
             )
     return sections
 
 
 def _svg(chart: Chart, lines: list[Line], limits: tuple[float, float]) -> Markup:
     """A chart to stand in HTML: real text, the page's colours, and no name that points outside."""
-    colours = dict.fromkeys(["text.color", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"], _FOREGROUND)
-    options = {"svg.fonttype": "none", "svg.hashsalt": chart.title, "font.size": 10, "axes.labelcolor": _FOREGROUND}
+    colours = dict.fromkeys(
+        ["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"], _FOREGROUND
+    )
+    options = {"svg.fonttype": "none", "svg.hashsalt": chart.title, "font.size": 10, "text.parse_math": False}
     with matplotlib.rc_context(colours | options):
         figure = Figure(figsize=(5.6, 3.1))
         axes = figure.add_axes((0.09, 0.14, 0.75, 0.82))
         draw(axes, lines, limits, chart.share)
         axes.set_xlabel(chart.x_label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()

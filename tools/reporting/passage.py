@@ -39,6 +39,14 @@ class Passage:
     def kinds(self) -> set[str]:
         return {token.kind for token in self.tokens} - {""}
 
+    @property
+    def legend(self) -> list[tuple[str, int]]:
+        """What shades stand for: every number of heads, or the ends of the range of weights."""
+        if self.binary:
+            return [(str(heads), _shade(heads, self.scale)) for heads in range(self.later_heads + 1)]
+        low, high = self.scale
+        return [(f"{low:.2f} or less", 0), (f"{high:.2f} or more", SHADES - 1)]
+
 
 def read_passage(held_out: str, content: Any) -> Passage:
     """Shades a passage as `wmtp_train.passages.marked_passage` describes it.

@@ -23,7 +23,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: `scalars` by TensorBoard tag, final held-out `figures` by `set/figure[/part]`, a passage by set."""
+    """A finished run: scalars by TensorBoard tag, final held-out figures by `set/figure[/part]`, passages by set."""
 
     name: str
     settings: dict[str, Any]

@@ -5,6 +5,11 @@ from statistics import median
 
 from reporting.runs import Run
 
+_AUC_CLAUSES = {
+    "excess_auc": "excess loss tells clean from noise",
+    "value_auc": "the value head tells good files from bad ones",
+}
+
 
 def held_out_loss(run: Run) -> tuple[str, str] | None:
     """Which held-out loss stands for the run: its figure and a name for it in words.
@@ -19,16 +24,10 @@ def held_out_loss(run: Run) -> tuple[str, str] | None:
 def result_sentence(run: Run) -> str:
     """What came out, in plain words; every number is computed from the run's own records."""
     clauses = [_loss_clause(run), _kept_clause(run)]
-    if excess_auc := run.final("excess_auc"):
-        held_out, value = next(iter(excess_auc.items()))
-        clauses.append(
-            f"excess loss tells clean from noise with an AUC of {number(value)} on {held_out} (chance: 0.50)"
-        )
-    if value_auc := run.final("value_auc"):
-        held_out, value = next(iter(value_auc.items()))
-        clauses.append(
-            f"on {held_out}, the value head tells good files from bad ones with an AUC of {number(value)} (chance: 0.50)"
-        )
+    for figure, what in _AUC_CLAUSES.items():
+        if values := run.final(figure):
+            held_out, value = next(iter(values.items()))
+            clauses.append(f"on {held_out}, {what} with an AUC of {number(value)} (chance: 0.50)")
     return "; ".join(clause for clause in clauses if clause) + "."
 
 
@@ -49,12 +48,8 @@ def table_row(run: Run, horizon: int) -> list[str]:
 def table_head(horizon: int) -> list[str]:
     """Titles of the columns, for runs of up to `horizon` heads."""
     heads = [f"head {h}" for h in range(horizon)]
-    return ["Run", "Algorithm", "Steps", "Tokens", "Tokens/s", "Held-out set"] + [
-        *heads,
-        "Clean kept",
-        "Excess AUC",
-        "Value AUC",
-    ]
+    first = ["Run", "Algorithm", "Steps", "Tokens", "Tokens/s", "Held-out set"]
+    return [*first, *heads, "Clean kept", "Excess AUC", "Value AUC"]
 
 
 def selects(run: Run) -> bool:
@@ -85,7 +80,7 @@ def _loss_clause(run: Run) -> str:
     )
     changes = ", ".join(f"head {h} {number(s.values[0])}\u00a0→\u00a0{number(s.values[-1])}" for h, s in curves.items())
     steps = next(iter(curves.values())).steps
-    clause = f"From step {steps[0]} to {steps[-1]:,} the loss on {place} fell{who} ({changes}, in nats per token)"
+    clause = f"from step {steps[0]} to {steps[-1]:,} the loss on {place} fell{who} ({changes}, in nats per token)"
     if found and place == "training text":
         finals = ", ".join(number(value) for value in run.final_heads(found[0]).values())
         clause += f", and on held-out text ({found[1]}) it ends at {finals}"

@@ -8,7 +8,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 INK = "#1c2128"
 MUTED = "#68707c"
 KEEP = "#2f7fd0"
-_HEADS = LinearSegmentedColormap.from_list("heads", ["#0072b2", "#009e73", "#e69f00", "#d55e00"])
+_HEADS = LinearSegmentedColormap.from_list("heads", ["#1f83c4", "#009e73", "#e69f00", "#d55e00"])
 # No blue, which shades what is kept; each colour comes with a stroke of its own.
 _KIND_COLOURS = ["#d55e00", "#b8478a", "#009e73", "#c9a800", "#ee6677", "#8a8f2a", "#7a5cc0", "#8c8c8c"]
 _STROKES = [("solid", "-"), ("dashed", "--"), ("dotted", ":"), ("double", "-.")]

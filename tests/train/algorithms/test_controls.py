@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting
+
+CONTROLS = ["random", "softmax-excess", "labelled"]
+
+
+def test_each_wires_its_rule(make_trainer):
+    selection = {"k_percent": 0.3, "scope": "sequence"}
+    wired = {name: make_trainer(name, algo=name, seed=5, selection=selection) for name in CONTROLS}
+    assert {name: trainer.weighting.weighting for name, trainer in wired.items()} == {
+        "random": RandomWeighting(0.3, "sequence", seed=5, group=None),
+        "softmax-excess": SoftmaxExcessWeighting(),
+        "labelled": LabelledWeighting(),
+    }
+    assert [name for name, trainer in wired.items() if trainer.reference is not None] == ["softmax-excess"]
+
+
+@pytest.mark.parametrize("algo", CONTROLS)
+def test_each_trains(make_trainer, algo):
+    trainer = make_trainer(algo=algo, steps=15)
+    before = trainer.evaluate()["held_out/ce/head_0"]
+    assert trainer.train()["held_out/ce/head_0"] < before - 0.3
+
+
+def test_random_keeps_as_much_as_rho1_but_not_the_same(make_trainer):
+    kept = {}
+    for algo in ("random", "rho1-wmtp"):
+        trainer = make_trainer(algo, algo=algo, steps=1, data={"evaluate": {}})
+        trainer.train()
+        kept[algo] = trainer.weighting.seen[0][1]
+    assert torch.equal(kept["random"].sum(dim=(0, 1)), kept["rho1-wmtp"].sum(dim=(0, 1)))
+    assert not torch.equal(kept["random"], kept["rho1-wmtp"])
+
+
+def test_labelled_keeps_exactly_what_the_corpus_calls_clean(make_trainer):
+    figures = make_trainer(algo="labelled", steps=1).train()
+    assert figures["held_out/noise/precision"] == figures["held_out/noise/recall"] == 1
+    assert figures["held_out/noise/kept/hex"] == figures["held_out/noise/kept/shuffled"] == 0

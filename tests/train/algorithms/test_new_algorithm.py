@@ -1,0 +1,41 @@
+"""What CONTRIBUTING.md says of adding an algorithm, word for word."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from wmtp_train.algorithms import TRAINERS, trainer_class
+from wmtp_train.trainer import BaseWmtpTrainer
+
+CONTRIBUTING = Path(__file__).parents[3] / "CONTRIBUTING.md"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The code block, run."""
+    (block,) = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
+    trainers = dict(TRAINERS)
+    exec(block, {"BaseWmtpTrainer": BaseWmtpTrainer, "TRAINERS": trainers})
+    (name,) = trainers.keys() - TRAINERS.keys()
+    monkeypatch.setitem(TRAINERS, name, trainers[name])
+    return name, block
+
+
+def test_it_is_ten_lines(example):
+    assert len([line for line in example[1].splitlines() if line.strip()]) <= 10
+
+
+@pytest.mark.parametrize("normalize_by", ["valid", "selected"])
+def test_it_trains_like_any_other(example, make_trainer, normalize_by):
+    name, _ = example
+    assert trainer_class(name) is TRAINERS[name]
+    trainer = make_trainer(algo=name, steps=15, normalize_by=normalize_by)
+    before = trainer.evaluate()["held_out/ce/head_0"]
+    assert trainer.train()["held_out/ce/head_0"] < before
+    for signals, weights in trainer.weighting.seen:
+        hardest = signals.ce.argmax(dim=-1, keepdim=True)
+        anything = signals.valid.any(dim=-1)
+        assert bool((weights.gather(-1, hardest).squeeze(-1)[anything] == 1).all())
+        assert torch.equal(weights.sum(dim=-1), anything.float())

@@ -1,0 +1,119 @@
+"""Trainers that remember their weights, micro-batches of random signals, and two real ranks that work on them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wmtp_core import HeadWeighting, TokenSignals, mtp_targets
+from wmtp_models import MtpOutput
+from wmtp_train.algorithms import TRAINERS
+from wmtp_train.data.batch import Batch
+from wmtp_train.settings import Settings
+from wmtp_train.trainer import BaseWmtpTrainer
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def random_micro_batch() -> Callable[..., tuple[Batch, MtpOutput, TokenSignals]]:
+    """A batch of 3 rows of 9 tokens in documents, with noise of 2 kinds and rewards, and a policy's answer to it."""
+
+    def make(seed: int, horizon: int = 3, step: int = 0) -> tuple[Batch, MtpOutput, TokenSignals]:
+        draw = torch.Generator().manual_seed(seed)
+        shape = (3, 9)
+
+        def integers(high: int) -> torch.Tensor:
+            return torch.randint(high, shape, generator=draw)
+
+        document_ids = (integers(4) == 0).long().cumsum(dim=1)
+        rewards_of = torch.tensor([0.0, 1.0, float("nan"), 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+        batch = Batch(
+            input_ids=integers(50),
+            labels=integers(50).masked_fill(integers(6) == 0, -100),
+            position_ids=integers(9),
+            document_ids=document_ids,
+            row_ids=torch.arange(3),
+            reference_ce=torch.rand(shape, generator=draw) * 4,
+            noise=integers(3),
+            rewards=rewards_of[document_ids],
+        )
+        valid = mtp_targets(batch.labels, horizon, document_ids=document_ids)[1]
+        ce = torch.rand((*shape, horizon), generator=draw).mul(4).where(valid, 0)
+        values = integers(4) / 4  # ties
+        signals = TokenSignals(
+            ce=ce,
+            valid=valid,
+            step=step,
+            row_ids=batch.row_ids,
+            document_ids=document_ids,
+            reference_ce=batch.reference_ce,
+            values=values,
+            noise=batch.noise,
+        )
+        return batch, MtpOutput(ce, valid, values), signals
+
+    return make
+
+
+@pytest.fixture
+def over_two_ranks(tmp_path: Path) -> Callable[[Any], list[Any]]:
+    """Runs two_ranks.py on a job for each rank in two gloo processes: what each of them found."""
+
+    def run(jobs: Any) -> list[Any]:
+        torch.save(jobs, tmp_path / "jobs.pt")
+        command = [sys.executable, HERE / "two_ranks.py", tmp_path]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ranks = [
+            subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True, env=environment)
+            for rank in (0, 1)
+        ]
+        try:
+            errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+        return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+    return run
+
+
+class Remembering:
+    """A weighting that keeps what it saw and what it answered."""
+
+    def __init__(self, weighting: HeadWeighting) -> None:
+        self.weighting = weighting
+        self.seen: list[tuple[TokenSignals, torch.Tensor]] = []
+
+    def compute_head_weights(self, signals: TokenSignals) -> torch.Tensor:
+        weights = self.weighting.compute_head_weights(signals)
+        self.seen.append((signals, weights))
+        return weights
+
+    def selected_counts(self, valid_per_row: torch.Tensor) -> torch.Tensor:
+        return self.weighting.selected_counts(valid_per_row)
+
+
+@pytest.fixture
+def make_trainer(processes: None, make_settings: Callable[..., Settings]) -> Callable[..., BaseWmtpTrainer]:
+    """A trainer of the settings' algorithm whose weighting remembers; `trainer.weighting.seen` has every call."""
+
+    def make(*args: Any, **changes: Any) -> BaseWmtpTrainer:
+        settings = make_settings(*args, **changes)
+        trainer = TRAINERS[settings.algo](settings)
+        trainer.weighting = Remembering(trainer.weighting)
+        return trainer
+
+    return make
+
+
+@pytest.fixture
+def weights_of() -> Callable[[BaseWmtpTrainer], dict[str, torch.Tensor]]:
+    """A copy of every weight of a trainer's policy."""
+    return lambda trainer: {name: p.detach().clone() for name, p in trainer.engine.module.named_parameters()}

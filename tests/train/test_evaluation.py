@@ -1,0 +1,135 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from wmtp_core import Rho1Weighting, UniformWeighting
+from wmtp_train.evaluation import auc, evaluate
+
+KINDS = ["hex", "shuffled"]
+HORIZON = 3
+
+
+def auc_by_pairs(scores, positive):
+    """The definition: over all pairs of a positive and a negative, the share won, ties half."""
+    won = [
+        1.0 if good > bad else 0.5 if good == bad else 0.0
+        for good, is_good in zip(scores, positive, strict=True)
+        if is_good
+        for bad, is_bad in zip(scores, positive, strict=True)
+        if not is_bad
+    ]
+    return sum(won) / len(won)
+
+
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+@pytest.mark.parametrize("seed", range(4))
+def test_auc_counts_won_pairs_and_halves_ties(levels, seed):
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randint(levels, (40,), generator=draw).float() - levels / 2
+    positive = torch.rand(40, generator=draw) < 0.3
+    assert auc(scores, positive) == pytest.approx(auc_by_pairs(scores.tolist(), positive.tolist()))
+
+
+def test_auc_of_perfect_and_inverted_orders():
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    good = torch.tensor([False, False, True, True])
+    assert auc(scores, good) == 1.0
+    assert auc(-scores, good) == 0.0
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_auc_of_one_class_is_undefined(positive):
+    assert math.isnan(auc(torch.tensor([1.0, 2.0]), torch.tensor([positive, positive])))
+
+
+def brute_force(micro_batches, weighting):
+    """Every figure by loops over single targets and documents."""
+    ce = [[] for _ in range(HORIZON)]
+    clean_ce = [[] for _ in range(HORIZON)]
+    excess, is_clean, kinds = [], [], [[0, 0] for _ in range(len(KINDS) + 1)]
+    values, is_good = [], []
+    for batch, output, signals in micro_batches:
+        weights = weighting.compute_head_weights(signals)
+        rows, length = batch.input_ids.shape
+        for b in range(rows):
+            for t in range(length):
+                last = t == length - 1 or batch.document_ids[b, t] != batch.document_ids[b, t + 1]
+                if last and not math.isnan(batch.rewards[b, t]):
+                    values.append(output.values[b, t].item())
+                    is_good.append(batch.rewards[b, t].item() == 1)
+                for h in range(HORIZON):
+                    if not signals.valid[b, t, h]:
+                        continue
+                    loss, kind = signals.ce[b, t, h].item(), int(batch.noise[b, t + h + 1])
+                    ce[h].append(loss)
+                    if kind == 0:
+                        clean_ce[h].append(loss)
+                    if h >= 1:
+                        excess.append(loss - batch.reference_ce[b, t + h + 1].item())
+                        is_clean.append(kind == 0)
+                        kinds[kind][0] += 1
+                        kinds[kind][1] += bool(weights[b, t, h])
+    figures = {f"ce/head_{h}": sum(ce[h]) / len(ce[h]) for h in range(HORIZON)}
+    figures |= {f"clean_ce/head_{h}": sum(clean_ce[h]) / len(clean_ce[h]) for h in range(HORIZON)}
+    figures["noise/precision"] = kinds[0][1] / sum(selected for _, selected in kinds)
+    figures["noise/recall"] = figures["noise/kept/clean"] = kinds[0][1] / kinds[0][0]
+    for kind, (targets, selected) in zip(KINDS, kinds[1:], strict=True):
+        figures[f"noise/kept/{kind}"] = selected / targets
+    figures["excess_auc"] = auc_by_pairs(excess, is_clean)
+    figures["value_auc"] = auc_by_pairs(values, is_good)
+    return figures
+
+
+def evaluate_all(micro_batches, weighting, kinds=KINDS):
+    answers = {id(batch): (output, signals) for batch, output, signals in micro_batches}
+    batches = [batch for batch, _, _ in micro_batches]
+    return evaluate(lambda batch: answers[id(batch)], batches, weighting, HORIZON, kinds)
+
+
+@pytest.mark.parametrize("weighting", [UniformWeighting(), Rho1Weighting(0.5)])
+def test_figures_are_those_of_a_loop_over_every_target(processes, random_micro_batch, weighting):
+    micro_batches = [random_micro_batch(seed, HORIZON) for seed in range(3)]
+    assert evaluate_all(micro_batches, weighting) == pytest.approx(brute_force(micro_batches, weighting), rel=1e-5)
+
+
+def test_two_ranks_find_the_figures_of_both_together(random_micro_batch, over_two_ranks):
+    everything = [random_micro_batch(seed) for seed in range(4)]
+    signals = everything[0][2]
+    nothing = (signals, torch.zeros_like(signals.ce), *torch.zeros(3))
+    jobs = [
+        {"micro_batches": [nothing], "steps": 1, "bad_micro_batch": nothing, "evaluation": everything[rank::2]}
+        for rank in (0, 1)
+    ]
+    ranks = over_two_ranks(jobs)
+    expected = brute_force(everything, UniformWeighting())
+    assert ranks[0]["evaluation"] == pytest.approx(expected, rel=1e-5)
+    assert ranks[1]["evaluation"] == pytest.approx(expected, rel=1e-5)
+    assert [rank["before_me"] for rank in ranks] == ["", "0"]  # first_rank_first
+    assert not any("error" in rank for rank in ranks)
+
+
+def test_a_set_without_labels_or_values_has_losses_only(processes, random_micro_batch):
+    batch, output, signals = random_micro_batch(0, HORIZON)
+    batch, signals = replace(batch, noise=None, rewards=None), replace(signals, noise=None, reference_ce=None)
+    figures = evaluate_all([(batch, output, signals)], UniformWeighting(), kinds=[])
+    assert figures.keys() == {f"ce/head_{h}" for h in range(HORIZON)}
+
+
+def test_a_labelled_corpus_needs_no_reference(processes, random_micro_batch):
+    batch, output, signals = random_micro_batch(0, HORIZON)
+    figures = evaluate_all([(batch, output, replace(signals, reference_ce=None))], UniformWeighting())
+    assert "excess_auc" not in figures
+    assert "noise/recall" in figures
+
+
+def test_the_padding_of_the_last_batch_does_not_count(processes, random_micro_batch):
+    batch, output, signals = random_micro_batch(0, HORIZON)
+    padded_batch, padded_output, padded_signals = random_micro_batch(1, HORIZON)
+    padded_signals.valid[:] = False
+    padded_signals.ce[:] = 0
+    padded_batch.rewards[:] = math.nan
+    alone = evaluate_all([(batch, output, signals)], UniformWeighting())
+    both = [(batch, output, signals), (padded_batch, padded_output, padded_signals)]
+    assert evaluate_all(both, UniformWeighting()) == pytest.approx(alone)

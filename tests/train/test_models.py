@@ -1,0 +1,120 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from wmtp_core import UserError
+from wmtp_models import MtpForCausalLM, load_tokenizer
+from wmtp_train.models import open_policy, open_reference
+
+
+@pytest.fixture
+def tokenizer(tiny_home):
+    return load_tokenizer(tiny_home / "tokenizer")
+
+
+def same_weights(one, other):
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_configuration_starts_a_policy_of_the_tokenizers_vocabulary(make_settings, tokenizer):
+    policy = open_policy(make_settings(), tokenizer, value_head=False)
+    assert policy.config.trunk.vocab_size == len(tokenizer)
+    assert (policy.config.horizon, policy.value_head, policy.dtype) == (3, None, torch.float32)
+
+
+def test_the_seed_alone_fixes_the_weights(make_settings, tokenizer):
+    def weights(seed):
+        torch.rand(seed + 1)  # whatever was drawn before
+        return open_policy(make_settings(seed=seed), tokenizer, value_head=False)
+
+    assert same_weights(weights(1), weights(1))
+    assert not same_weights(weights(1), weights(2))
+
+
+def test_a_source_is_wrapped_with_its_own_weights(make_settings, tokenizer, tiny_home):
+    source = str(tiny_home / "reference")
+    policy = open_policy(make_settings(model={"source": source, "config": None}), tokenizer, value_head=True)
+    plain = AutoModelForCausalLM.from_pretrained(source)
+    assert same_weights(policy.unwrap(), plain)
+    assert policy.value_head is not None
+
+
+def test_a_trained_policy_goes_on_as_it_was(make_settings, tokenizer, tmp_path):
+    first = open_policy(make_settings(), tokenizer, value_head=False)
+    first.save_pretrained(tmp_path / "policy")
+    again = open_policy(
+        make_settings(model={"source": str(tmp_path / "policy"), "config": None}), tokenizer, value_head=False
+    )
+    assert isinstance(again, MtpForCausalLM)
+    assert same_weights(first, again)
+
+
+@pytest.mark.parametrize("to_trunk", [True, False])
+def test_the_critics_setting_decides_where_its_gradient_ends(make_settings, tokenizer, to_trunk):
+    policy = open_policy(make_settings(critic={"gradient_to_trunk": to_trunk}), tokenizer, value_head=True)
+    torch.nn.init.ones_(policy.value_head.value.weight)
+    policy(torch.arange(8)[None]).values.sum().backward()
+    reached = policy.causal_lm.get_input_embeddings().weight.grad
+    assert (reached is not None and bool(reached.any())) is to_trunk
+
+
+def test_gradient_checkpointing_changes_memory_and_not_gradients(make_settings, tokenizer):
+    def gradients(checkpointing):
+        settings = make_settings(model={"gradient_checkpointing": checkpointing})
+        policy = open_policy(settings, tokenizer, value_head=False).train()
+        runs = []
+        policy.causal_lm.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
+        policy(torch.arange(16)[None]).ce.sum().backward()
+        assert len(runs) == (2 if checkpointing else 1)
+        return [parameter.grad for parameter in policy.parameters()]
+
+    for plain, recomputed in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(recomputed, plain)
+
+
+def test_no_model_at_all_is_refused(make_settings, tokenizer):
+    with pytest.raises(UserError, match=r"neither model\.source nor model\.config is set"):
+        open_policy(make_settings(model={"config": None}), tokenizer, value_head=False)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(make_settings, tokenizer, tiny_home):
+    tokenizer.add_tokens(["<one more>"])
+    settings = make_settings(model={"source": str(tiny_home / "reference"), "config": None})
+    size = len(tokenizer)
+    with pytest.raises(
+        UserError, match=rf"tokenizer has {size} tokens and the model's vocabulary {size - 1}; data\.tok"
+    ):
+        open_policy(settings, tokenizer, value_head=False)
+
+
+def test_the_reference_is_frozen_and_of_its_own_dtype(make_settings, tokenizer):
+    settings = make_settings(reference={"dtype": "bfloat16"})
+    reference = open_reference(settings, open_policy(settings, tokenizer, False), tokenizer)
+    assert {(p.dtype, p.requires_grad) for p in reference.parameters()} == {(torch.bfloat16, False)}
+    assert reference.token_losses(torch.arange(8)[None]).dtype == torch.float32
+    assert not reference.train().training
+
+
+def test_an_algorithm_that_compares_needs_a_reference(make_settings, tokenizer):
+    settings = make_settings(algo="rho1-wmtp", reference={"source": None})
+    with pytest.raises(UserError, match=r"rho1-wmtp .*reference\.source .*reference\.scores"):
+        open_reference(settings, open_policy(settings, tokenizer, False), tokenizer)
+
+
+def test_a_reference_of_another_tokenizer_is_refused(make_settings, tokenizer):
+    settings = make_settings()
+    policy = open_policy(settings, tokenizer, False)
+    tokenizer.add_tokens(["<one more>"])
+    with pytest.raises(UserError, match="another tokenizer: 1 tokens differ, such as '<one more>'"):
+        open_reference(settings, policy, tokenizer)
+
+
+def test_a_reference_of_another_vocabulary_is_refused(make_settings, tokenizer, tiny_home, tmp_path):
+    reference = AutoModelForCausalLM.from_pretrained(tiny_home / "reference")
+    reference.resize_token_embeddings(len(tokenizer) + 6)
+    reference.save_pretrained(tmp_path / "larger")
+    tokenizer.save_pretrained(tmp_path / "larger")
+    settings = make_settings(reference={"source": str(tmp_path / "larger")})
+    with pytest.raises(UserError, match=f"a vocabulary of {len(tokenizer) + 6} tokens, the policy one of"):
+        open_reference(settings, open_policy(settings, tokenizer, False), tokenizer)

@@ -1,0 +1,44 @@
+import json
+from dataclasses import replace
+
+import torch
+
+from wmtp_core import Rho1Weighting
+from wmtp_train.passages import marked_passage
+
+HORIZON = 3
+
+
+class Letters:
+    """Decodes token 1 as "<1>"."""
+
+    def decode(self, tokens):
+        (token,) = tokens
+        return f"<{token}>"
+
+
+def test_every_token_carries_the_weights_of_the_predictions_of_itself(random_micro_batch):
+    batch, output, signals = random_micro_batch(3, HORIZON)
+    # Row 1 has the share of noise that is nearest to 40 %: 4 of 9 tokens.
+    batch.noise[:] = torch.tensor([[0] * 9, [0, 1, 1, 0, 2, 2, 0, 0, 0], [1] * 9])
+    weighting = Rho1Weighting(0.5)
+    weights = weighting.compute_head_weights(signals)[1]
+    passage = marked_passage(lambda _: (output, signals), batch, weighting, Letters(), ["hex", "shuffled"])
+    assert passage["tokens"] == [f"<{token}>" for token in batch.input_ids[1].tolist()]
+    assert passage["noise"] == ["", "hex", "hex", "", "shuffled", "shuffled", "", "", ""]
+    assert passage["documents"] == batch.document_ids[1].tolist()
+    for p in range(9):
+        for h in range(HORIZON):
+            t = p - h - 1
+            predicted = t >= 0 and bool(signals.valid[1, t, h])
+            assert passage["weights"][p][h] == (weights[t, h].item() if predicted else None)
+    given = [w for token in passage["weights"] for w in token]
+    assert {0.0, 1.0, None} <= set(given)
+    assert passage["weights"][0] == [None] * HORIZON
+    assert json.loads(json.dumps(passage, allow_nan=False)) == passage
+
+
+def test_text_without_labels_is_clean(random_micro_batch):
+    batch, output, signals = random_micro_batch(3, HORIZON)
+    passage = marked_passage(lambda _: (output, signals), replace(batch, noise=None), Rho1Weighting(1.0), Letters(), [])
+    assert passage["noise"] == [""] * 9

@@ -1,0 +1,190 @@
+"""What interrupts a run and how it goes on: resume, refusals, losses that are not finite, and what is left on disk."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from wmtp_core import UserError
+from wmtp_models import MtpForCausalLM
+
+
+def cut_off(finished: Path, folder: Path, step: int) -> None:
+    """Makes `folder` what `finished` was when a kill after `step` steps and their checkpoint ended it."""
+    shutil.copytree(finished, folder)
+    for left in ("model", "evaluation.json", "passages.json"):
+        path = folder / left
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for checkpoint in (folder / "checkpoints").glob("step_*"):
+        if int(checkpoint.name.removeprefix("step_")) > step:
+            shutil.rmtree(checkpoint)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("algo", ["rho1-wmtp", "critic-wmtp", "random"])
+def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(
+    make_trainer, write_deepspeed, tmp_path, algo, stage
+):
+    changes = {
+        "algo": algo,
+        "steps": 4,
+        "save_every": 2,
+        "critic": {"value_warmup_steps": 1},
+        "deepspeed_config": write_deepspeed(stage=stage, train_batch_size=4, gradient_accumulation_steps=2),
+    }
+    whole = make_trainer("whole", **changes)
+    figures = whole.train()
+    cut_off(tmp_path / "whole", tmp_path / "halves", step=2)
+    resumed = make_trainer("halves", resume=True, **changes)
+    assert resumed.step == 2
+    assert resumed.train() == figures
+    assert [signals.step for signals, _ in resumed.weighting.seen[:4]] == [2, 2, 3, 3]
+    one, other = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "halves"))
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert (tmp_path / "halves" / "passages.json").read_text() == (tmp_path / "whole" / "passages.json").read_text()
+
+
+def test_random_draws_of_the_model_go_on_too(make_trainer, tiny_llama, tmp_path):
+    changes = {"algo": "mtp-baseline", "steps": 4, "save_every": 2, "data": {"evaluate": {}}}
+    changes["model"] = {"config": {**tiny_llama, "attention_dropout": 0.5}}
+    make_trainer("whole", **changes).train()
+    cut_off(tmp_path / "whole", tmp_path / "halves", step=2)
+    make_trainer("halves", resume=True, **changes).train()
+    one, other = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "halves"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    changes["model"] = {"config": tiny_llama}
+    make_trainer("still", **changes).train()
+    still = load_file(tmp_path / "still" / "model" / "model.safetensors")
+    assert not all(torch.equal(one[name], still[name]) for name in one)
+
+
+def test_a_resumed_run_has_one_point_a_step(make_trainer, tmp_path):
+    changes = {"algo": "mtp-baseline", "steps": 4, "save_every": 2, "evaluate_every": 2}
+    make_trainer("whole", **changes).train()
+    cut_off(tmp_path / "whole", tmp_path / "halves", step=2)
+    make_trainer("halves", resume=True, **changes).train()
+    loss = {}
+    for run in ("whole", "halves"):
+        events = EventAccumulator(str(tmp_path / run / "tensorboard"))
+        events.Reload()
+        loss[run] = [(point.step, point.value) for point in events.Scalars("train/loss")]
+        assert [point.step for point in events.Scalars("evaluation/held_out/ce/head_0")] == [2, 4]
+    assert loss["halves"] == loss["whole"]
+    assert [step for step, _ in loss["whole"]] == [1, 2, 3, 4]
+
+
+def test_resuming_without_a_checkpoint_starts_the_run(make_trainer):
+    trainer = make_trainer(algo="mtp-baseline", resume=True, steps=1)
+    assert trainer.step == 0
+    assert trainer.train()
+
+
+def test_resuming_a_finished_run_keeps_its_results(make_trainer, tmp_path):
+    make_trainer(algo="mtp-baseline").train()
+    before = snapshot(tmp_path / "run")
+    make_trainer(algo="mtp-baseline", resume=True).train()
+    after = snapshot(tmp_path / "run")
+    for name in ("evaluation.json", "passages.json", "model/model.safetensors"):
+        assert after[name] == before[name], name
+
+
+def test_a_run_that_was_cut_off_between_its_last_checkpoint_and_its_end_is_finished(make_trainer, tmp_path):
+    make_trainer("whole", algo="mtp-baseline").train()
+    cut_off(tmp_path / "whole", tmp_path / "halves", step=3)
+    make_trainer("halves", algo="mtp-baseline", resume=True).train()
+    for name in ("evaluation.json", "passages.json", "model/model.safetensors"):
+        assert (tmp_path / "halves" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_an_existing_run_is_not_written_over(make_trainer, tmp_path):
+    make_trainer(algo="mtp-baseline").train()
+    before = snapshot(tmp_path / "run")
+    with pytest.raises(UserError, match=rf"output_dir {tmp_path}/run holds a run; --resume it"):
+        make_trainer(algo="mtp-baseline", steps=9).train()
+    assert snapshot(tmp_path / "run") == before
+
+
+def poison(trainer, step, find_weight):
+    """From `step` completed steps on, one weight of the policy is NaN."""
+    train_step = trainer.train_step
+
+    def poisoned():
+        if trainer.step == step:
+            with torch.no_grad():
+                find_weight(trainer.engine.module).fill_(math.nan)
+        train_step()
+
+    trainer.train_step = poisoned
+
+
+def weight_of_head_2(policy: MtpForCausalLM) -> torch.Tensor:
+    return policy.head_layers.heads[2].mlp.down_proj.weight
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_checkpoint(
+    make_trainer, write_deepspeed, tmp_path, stage, log_every
+):
+    changes = {
+        "algo": "rho1-wmtp",
+        "steps": 6,
+        "save_every": 1,
+        "keep_checkpoints": 1,
+        "log_every": log_every,
+        "deepspeed_config": write_deepspeed(stage=stage),
+    }
+    trainer = make_trainer(**changes)
+    poison(trainer, 2, weight_of_head_2)
+    with pytest.raises(UserError) as error:
+        trainer.train()
+    # The third step: number 2 where steps are counted from 0, as a checkpoint does, and 3 as TensorBoard does.
+    assert str(error.value).startswith(("step 2: the loss of head 2 on rank 0", "step 3: the loss of head 2 on rank 0"))
+    assert "the last good checkpoint is " + str(tmp_path / "run/checkpoints/step_00000002") in str(error.value)
+    assert "\n" not in str(error.value)
+    folder = tmp_path / "run"
+    assert [path.name for path in (folder / "checkpoints").glob("step*")] == ["step_00000002"]
+    assert not (folder / "model").exists()
+    assert not (folder / "evaluation.json").exists()
+    resumed = make_trainer(resume=True, **changes)
+    assert resumed.step == 2
+    assert all(math.isfinite(figure) for figure in resumed.train().values())
+
+
+def test_a_value_head_that_is_not_finite_is_named(make_trainer):
+    trainer = make_trainer(algo="critic-wmtp", steps=4, critic={"value_warmup_steps": 10})
+    poison(trainer, 1, lambda policy: policy.value_head.value.weight)
+    with pytest.raises(
+        UserError, match=r"step [12]: the loss of the value head on rank 0.*no checkpoint was saved before"
+    ):
+        trainer.train()
+
+
+REFUSED_BEFORE_ANYTHING_IS_WRITTEN = [
+    ("rho1-wmtp", {"reference": {"source": None}}, r"reference\.source"),
+    ("labelled", {"normalize_by": "selected"}, "normalize_by"),
+    ("labelled", {"corpus": [{"text": "no labels at all " * 20}]}, "noise"),
+    ("critic-wmtp", {"corpus": [{"text": "no rewards at all " * 20}]}, "reward"),
+]
+
+
+@pytest.mark.parametrize(("algo", "changes", "problem"), REFUSED_BEFORE_ANYTHING_IS_WRITTEN)
+def test_what_a_person_can_mend_is_refused_before_anything_is_written(make_trainer, tmp_path, algo, changes, problem):
+    changes = dict(changes)
+    if "corpus" in changes:
+        corpus = tmp_path / "corpus.jsonl"
+        corpus.write_text("".join(json.dumps(row) + "\n" for row in changes.pop("corpus")))
+        changes["data"] = {"train": [str(corpus)]}
+    with pytest.raises(UserError, match=problem):
+        make_trainer(algo=algo, **changes).train()
+    assert not (tmp_path / "run").exists()

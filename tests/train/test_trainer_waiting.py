@@ -1,0 +1,90 @@
+"""Between log intervals the host never waits for the device."""
+
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "repeat_interleave"}
+
+
+def our_caller() -> str | None:
+    """File and line of the innermost frame that is not torch's, if it is one of the packages'."""
+    frame = sys._getframe(1)
+    while frame:
+        path = frame.f_code.co_filename
+        if "/torch/" not in path and path != __file__:
+            # The fused loss counts its rows; how, is a matter of its own tests.
+            return f"{path}:{frame.f_lineno}" if "/wmtp_" in path and "cross_entropy" not in path else None
+        frame = frame.f_back
+    return None
+
+
+class Waits(TorchDispatchMode):
+    """Notes every place in the packages where a tensor's values are asked for on the host."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.places, self.watching = [], False
+        for name in ("tolist", "numpy", "cpu"):  # on a CPU these pass below the dispatcher
+            monkeypatch.setattr(torch.Tensor, name, self.noting(getattr(torch.Tensor, name)))
+
+    def noting(self, method):
+        def noted(*args, **kwargs):
+            self.note()
+            return method(*args, **kwargs)
+
+        return noted
+
+    def note(self):
+        if self.watching and (place := our_caller()):
+            self.places.append(place)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = [x for x in tree_leaves(args[1:]) if isinstance(x, torch.Tensor)] if name.startswith("index") else []
+        if name in WAITING or any(index.dtype == torch.bool for index in indices):
+            self.note()
+        return func(*args, **(kwargs or {}))
+
+    def watch(self, function):
+        def watched(*args):
+            self.watching = True
+            with self:
+                result = function(*args)
+            self.watching = False
+            return result
+
+        return watched
+
+
+@pytest.mark.parametrize("scope", ["batch", "sequence"])
+@pytest.mark.parametrize("normalize_by", ["valid", "selected"])
+@pytest.mark.parametrize("algo", ["rho1-wmtp", "critic-wmtp", "mtp-baseline", "random", "softmax-excess"])
+def test_a_step_never_waits_for_the_device(make_trainer, monkeypatch, algo, normalize_by, scope):
+    trainer = make_trainer(
+        algo=algo,
+        steps=3,
+        log_every=100,
+        normalize_by=normalize_by,
+        selection={"scope": scope},
+        critic={"value_warmup_steps": 1, "transform": "exp" if scope == "batch" else "softmax"},
+        data={"evaluate": {}},
+    )
+    waits = Waits(monkeypatch)
+    trainer.train_step = waits.watch(trainer.train_step)
+    trainer.train()
+    assert len(trainer.weighting.seen) == 3
+    assert waits.places == []
+
+
+def test_the_watch_sees_what_waits(make_trainer, monkeypatch):
+    trainer = make_trainer(algo="rho1-wmtp", steps=1)
+    waits = Waits(monkeypatch)
+    trainer.log = waits.watch(trainer.log)
+    trainer.evaluate = waits.watch(trainer.evaluate)
+    trainer.train()
+    for file in ("statistics.py", "evaluation.py"):
+        assert any(file in place for place in waits.places)

@@ -1,0 +1,48 @@
+"""One of two gloo processes: sums up and evaluates its share of the micro-batches. `two_ranks.py FOLDER RANK`."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from wmtp_core import UniformWeighting, UserError
+from wmtp_train.evaluation import evaluate
+from wmtp_train.processes import first_rank_first
+from wmtp_train.statistics import IntervalStatistics
+
+
+def main(folder: Path, rank: int) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    job = torch.load(folder / "jobs.pt", weights_only=False)[rank]
+    kinds = ["hex", "shuffled"]
+    statistics = IntervalStatistics(3, kinds, torch.device("cpu"))
+    for micro_batch in job["micro_batches"]:
+        statistics.add(*micro_batch)
+    found = {"statistics": statistics.read(job["steps"])}
+    statistics.add(*job["bad_micro_batch"])
+    try:
+        statistics.refuse_non_finite("no checkpoint")
+    except UserError as error:
+        found["error"] = str(error)
+    answers = {id(batch): (output, signals) for batch, output, signals in job["evaluation"]}
+    batches = [batch for batch, _, _ in job["evaluation"]]
+    found["evaluation"] = evaluate(lambda batch: answers[id(batch)], batches, UniformWeighting(), 3, kinds)
+    trace = folder / "trace"
+
+    def note() -> str:
+        before = trace.read_text() if trace.exists() else ""
+        trace.write_text(f"{before}{rank}")
+        return before
+
+    found["before_me"] = first_rank_first(note)
+    torch.save(found, folder / f"rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
