@@ -66,7 +66,7 @@ def test_the_value_head_learns_to_tell_good_text_from_broken(make_trainer, write
     trainer = make_trainer(
         algo="critic-wmtp",
         steps=60,
-        critic={"value_coefficient": 1.0, "value_warmup_steps": 50},
+        critic={"value_coefficient": 1.0, "value_warmup_steps": 50, "gradient_to_trunk": True},
         deepspeed_config=write_deepspeed(train_batch_size=8),
     )
     assert trainer.evaluate()["held_out/value_auc"] == 0.5

@@ -7,13 +7,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wmtp_core.errors import UserError
+from wmtp_core.fused_cross_entropy import WeightGuess
+from wmtp_core.guesses import KnownAhead
 from wmtp_core.selection import Scope, check_k_percent, excess_loss, select_top_scores
 from wmtp_core.targets import shift_to_heads
-from wmtp_core.weighting import TokenSignals, required, softmax_over_heads, top_k_counts
+from wmtp_core.weighting import HeadWeighting, TokenSignals, required, softmax_over_heads, top_k_counts
 
 
 @dataclass(frozen=True)
-class RandomWeighting:
+class RandomWeighting(HeadWeighting):
     """Control: head 0 whole, later heads a random k_percent, drawn anew each step."""
 
     k_percent: float = 0.6
@@ -36,9 +38,12 @@ class RandomWeighting:
     def selected_counts(self, valid_per_row: Tensor) -> Tensor:
         return top_k_counts(valid_per_row, self.k_percent, self.scope)
 
+    def guess_weights(self, signals: TokenSignals) -> WeightGuess:
+        return KnownAhead(self.compute_head_weights(signals))
+
 
 @dataclass(frozen=True)
-class SoftmaxExcessWeighting:
+class SoftmaxExcessWeighting(HeadWeighting):
     """Control: n·softmax of |excess| / temperature over the n valid heads, the older rule that rho1 replaces."""
 
     temperature: float = 0.7
@@ -47,18 +52,18 @@ class SoftmaxExcessWeighting:
         excess = excess_loss(signals.ce, required(signals.reference_ce, "softmax-excess", "reference_ce"))
         return softmax_over_heads(excess.abs(), signals.valid, self.temperature)
 
-    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
-        return valid_per_row.sum(dim=0)
-
 
 @dataclass(frozen=True)
-class LabelledWeighting:
+class LabelledWeighting(HeadWeighting):
     """Control: head 0 whole, later heads keep the targets that the corpus's own labels call clean."""
 
     def compute_head_weights(self, signals: TokenSignals) -> Tensor:
         clean = shift_to_heads(required(signals.noise, "labelled", "noise"), signals.valid.shape[-1]) == 0
         clean[..., 0] = True
         return (signals.valid & clean).float()
+
+    def guess_weights(self, signals: TokenSignals) -> WeightGuess:
+        return KnownAhead(self.compute_head_weights(signals))
 
     def selected_counts(self, valid_per_row: Tensor) -> Tensor:
         raise UserError(

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from wmtp_core.critic import generalized_advantages, value_differences
 from wmtp_core.errors import UserError
+from wmtp_core.fused_cross_entropy import WeightGuess
+from wmtp_core.guesses import KnownAhead, RunningTopExcess
 from wmtp_core.selection import Scope, check_k_percent, select_top_excess, top_k_count
 from wmtp_core.targets import shift_to_heads
 
@@ -18,7 +20,7 @@ class TokenSignals:
     """What a rule may look at for one micro-batch, detached. Optional ones are None where the run has none."""
 
     ce: Tensor
-    """float32 `[B, S, H]`, 0 where not valid."""
+    """float32 `[B, S, H]`, 0 where not valid; of no rows before the forward."""
     valid: Tensor
     """bool `[B, S, H]`."""
     step: int
@@ -43,27 +45,34 @@ class HeadWeighting(Protocol):
         ...
 
     def selected_counts(self, valid_per_row: Tensor) -> Tensor:
-        """How many targets each head will keep, known before the forward: int64 `[H]`.
+        """How many targets each head will keep, known before the forward: int64 `[H]`. By default all.
 
         Args:
             valid_per_row: int64 `[rows, H]`, the valid targets of every row of the micro-batch over all ranks.
         """
-        ...
+        return valid_per_row.sum(dim=0)
+
+    def guess_weights(self, signals: TokenSignals) -> WeightGuess | None:
+        """What the weights will be, before the forward (`signals.ce` holds nothing yet). By default nobody knows.
+
+        A guess lets the fused loss form gradients while it has the logits at hand; it never changes a result.
+        """
+        return None
 
 
 @dataclass(frozen=True)
-class UniformWeighting:
+class UniformWeighting(HeadWeighting):
     """mtp-baseline: weight 1 on every valid target (Gloeckle et al., arXiv 2404.19737)."""
 
     def compute_head_weights(self, signals: TokenSignals) -> Tensor:
         return signals.valid.float()
 
-    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
-        return valid_per_row.sum(dim=0)
+    def guess_weights(self, signals: TokenSignals) -> WeightGuess:
+        return KnownAhead(self.compute_head_weights(signals))
 
 
 @dataclass(frozen=True)
-class Rho1Weighting:
+class Rho1Weighting(HeadWeighting):
     """rho1-wmtp: head 0 whole, later heads their top k by signed excess loss over the reference."""
 
     k_percent: float = 0.6
@@ -80,9 +89,14 @@ class Rho1Weighting:
     def selected_counts(self, valid_per_row: Tensor) -> Tensor:
         return top_k_counts(valid_per_row, self.k_percent, self.scope)
 
+    def guess_weights(self, signals: TokenSignals) -> WeightGuess:
+        reference_ce = required(signals.reference_ce, "rho1", "reference_ce")
+        by_target = shift_to_heads(reference_ce, signals.valid.shape[-1])
+        return RunningTopExcess(by_target, signals.valid, self.k_percent)
+
 
 @dataclass(frozen=True)
-class CriticWeighting:
+class CriticWeighting(HeadWeighting):
     """critic-wmtp: predictions of tokens that added more value weigh more.
 
     `transform="softmax"`: at each position n·softmax over its n valid heads of advantage / temperature.
@@ -121,6 +135,9 @@ class CriticWeighting:
             return softmax_over_heads(per_head, signals.valid, self.temperature)
         return self._exponential(per_head, signals.valid)
 
+    def guess_weights(self, signals: TokenSignals) -> WeightGuess:
+        return KnownAhead(self.compute_head_weights(signals))
+
     def _exponential(self, advantages: Tensor, valid: Tensor) -> Tensor:
         """Whitening and the mean of 1 are over all ranks' valid targets: the split of a batch does not matter."""
         masked = advantages.double().where(valid, 0)
@@ -136,9 +153,6 @@ class CriticWeighting:
         if self.group is not None:
             dist.all_reduce(sums, group=self.group)
         return sums
-
-    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
-        return valid_per_row.sum(dim=0)
 
 
 def softmax_over_heads(scores: Tensor, valid: Tensor, temperature: float) -> Tensor:

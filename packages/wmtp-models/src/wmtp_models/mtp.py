@@ -5,6 +5,7 @@ the unembedding are shared. `forward` returns losses per token and head. Logits 
 """
 
 import copy
+from collections.abc import Callable
 from itertools import chain
 from typing import Any, NamedTuple, Self
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from wmtp_core import UserError, linear_cross_entropy, mtp_targets
+from wmtp_core import GradientGuess, UserError, linear_cross_entropy, mtp_targets
 from wmtp_models.decoder import decoder_parts, require_plain_logits
 from wmtp_models.heads import HeadLayers
 from wmtp_models.packed import complete_layout
@@ -139,6 +140,7 @@ class MtpForCausalLM(PreTrainedModel):
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        guess: Callable[[Tensor | None], GradientGuess | None] | None = None,
     ) -> MtpOutput:
         """Losses of all heads at all positions.
 
@@ -151,18 +153,21 @@ class MtpForCausalLM(PreTrainedModel):
             position_ids: int64 `[B, S]`; default 0, 1, 2, … in each document.
             document_ids: int64 `[B, S]`, equal numbers for equal documents; default as `position_ids` restart.
             attention_mask: `[B, S]`, 0 at padding.
+            guess: from the values (None without a value head) to a guess of the gradient that the losses will receive;
+                it makes the backward cheaper and never other, see `wmtp_core.linear_cross_entropy`.
         """
         position_ids, document_ids = complete_layout(position_ids, document_ids, attention_mask)
         hidden = self._head_states(input_ids, position_ids)  # [B, S, H, D]
         labels = input_ids if labels is None else labels
         targets, valid = mtp_targets(labels, self.config.horizon, attention_mask, document_ids)  # [B, S, H]
-        # The weight is used in here and nowhere else, so that ZeRO-3 gathers it around this forward and its backward.
-        weight = decoder_parts(self.causal_lm).unembedding.weight
-        ce = linear_cross_entropy(hidden.flatten(0, 2), weight, targets.flatten()).view_as(targets)
         values = None
         if self.value_head is not None:
             last = hidden[:, :, 0]  # [B, S, D], the trunk's last hidden state
             values = self.value_head(last if self.config.value_gradient_to_trunk else last.detach())
+        guessed = None if guess is None else guess(None if values is None else values.detach())
+        # The weight is used in here and nowhere else, so that ZeRO-3 gathers it around this forward and its backward.
+        weight = decoder_parts(self.causal_lm).unembedding.weight
+        ce = linear_cross_entropy(hidden.flatten(0, 2), weight, targets.flatten(), guess=guessed).view_as(targets)
         return MtpOutput(ce=ce, valid=valid, values=values)
 
     def head_logits(

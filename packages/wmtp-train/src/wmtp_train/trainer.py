@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from wmtp_core import HeadWeighting, TokenSignals, UserError, mtp_targets, weighted_mtp_loss
+from wmtp_core import GradientGuess, HeadWeighting, TokenSignals, UserError, mtp_targets, weighted_mtp_loss
 from wmtp_models import MtpOutput
 from wmtp_train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, save_model
 from wmtp_train.data.batch import Batch
@@ -143,7 +144,7 @@ class BaseWmtpTrainer:
 
     def forward_backward(self, batch: Batch, head_counts: Tensor, value_count: Tensor) -> None:
         """Add one micro-batch's gradient; the engine takes the optimizer step after the last of them."""
-        output, signals = self.forward(batch)
+        output, signals = self.forward(batch, head_counts)
         with torch.no_grad():
             weights = self.weighting.compute_head_weights(signals)
         loss = total = weighted_mtp_loss(output.ce, weights, head_counts)
@@ -159,28 +160,39 @@ class BaseWmtpTrainer:
         self.statistics.add(signals, weights, loss.detach(), value_loss.detach(), value_here)
         self.engine.step()
 
-    def forward(self, batch: Batch) -> tuple[MtpOutput, TokenSignals]:
-        """The policy's losses on a batch, and what a weighting may look at."""
+    def forward(self, batch: Batch, head_counts: Tensor | None = None) -> tuple[MtpOutput, TokenSignals]:
+        """The policy's losses on a batch, and what a weighting may look at.
+
+        Args:
+            head_counts: the denominators `[H]`, where a backward follows: a guess of its gradient makes it cheaper.
+        """
+        reference_ce = batch.reference_ce
+        if reference_ce is None and self.reference is not None:
+            reference_ce = self.reference.token_losses(batch.input_ids, batch.position_ids, batch.document_ids)
+        known = TokenSignals(
+            ce=torch.empty(0, device=self.device),
+            valid=self._valid(batch),
+            step=self.step,
+            row_ids=batch.row_ids,
+            document_ids=batch.document_ids,
+            reference_ce=reference_ce,
+            noise=batch.noise,
+        )
+
+        def guess(values: Tensor | None) -> GradientGuess | None:
+            assert head_counts is not None
+            weights = self.weighting.guess_weights(replace(known, values=values))
+            return None if weights is None else GradientGuess(weights, 1 / head_counts.clamp(min=1))
+
         output: MtpOutput = self.engine(
             input_ids=batch.input_ids,
             labels=batch.labels,
             position_ids=batch.position_ids,
             document_ids=batch.document_ids,
+            guess=None if head_counts is None else guess,
         )
-        reference_ce = batch.reference_ce
-        if reference_ce is None and self.reference is not None:
-            reference_ce = self.reference.token_losses(batch.input_ids, batch.position_ids, batch.document_ids)
-        signals = TokenSignals(
-            ce=output.ce.detach(),
-            valid=output.valid,
-            step=self.step,
-            row_ids=batch.row_ids,
-            document_ids=batch.document_ids,
-            reference_ce=reference_ce,
-            values=None if output.values is None else output.values.detach(),
-            noise=batch.noise,
-        )
-        return output, signals
+        values = None if output.values is None else output.values.detach()
+        return output, replace(known, ce=output.ce.detach(), values=values)
 
     def log(self, tokens_per_step: int) -> float:
         """Write the interval's figures; returns its mean loss. The only place where the loop waits for the device."""

@@ -1,0 +1,47 @@
+"""Guesses of head weights for `linear_cross_entropy`: they decide what it costs, never what it gives."""
+
+import torch
+from torch import Tensor
+
+from wmtp_core.selection import top_k_count
+
+
+class KnownAhead:
+    """The weights of a rule that does not look at the policy's losses.
+
+    Args:
+        head_weights: float32 `[B, S, H]`.
+    """
+
+    def __init__(self, head_weights: Tensor) -> None:
+        self.head_weights = head_weights.flatten(0, 1)  # [P, H]
+
+    def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
+        return self.head_weights[positions]
+
+
+class RunningTopExcess:
+    """The rho1 rule against the k-th excess loss seen so far: chunks are strided, so they all look alike.
+
+    Args:
+        targets_reference_ce: float32 `[B, S, H]`, the reference's loss on each prediction's target.
+        valid: bool `[B, S, H]`.
+        k_percent: fraction in (0, 1].
+    """
+
+    def __init__(self, targets_reference_ce: Tensor, valid: Tensor, k_percent: float) -> None:
+        self.reference_ce, self.valid = targets_reference_ce.flatten(0, 1), valid.flatten(0, 1)  # [P, H]
+        self.k_percent = k_percent
+        self.seen = self.reference_ce[:0]  # [positions so far, H]: excess of valid targets, −inf elsewhere
+        self.seen_valid = self.valid[:0].sum(dim=0)  # [H]
+
+    def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
+        valid = self.valid[positions]  # [c, H]
+        excess = (ce - self.reference_ce[positions]).where(valid, -torch.inf)
+        self.seen = torch.cat([self.seen, excess])
+        self.seen_valid = self.seen_valid + valid.sum(dim=0)
+        last_kept = (top_k_count(self.seen_valid, self.k_percent) - 1).clamp(min=0)  # [H]
+        threshold = self.seen.sort(dim=0, descending=True).values.gather(0, last_kept[None])  # [1, H]
+        kept = excess >= threshold
+        kept[:, 0] = True
+        return (kept & valid).float()

@@ -1,0 +1,55 @@
+"""A folder to run the launch scripts in, and a way to call them as a person would."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder but for ds_configs, which the example settings name: nothing of this checkout's runs enters."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "ds_configs").symlink_to(ROOT / "ds_configs")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def call(workplace: Path) -> Call:
+    """Runs a script of this checkout in the workplace, by python or by a launcher that is given as `by`."""
+
+    def run(
+        script: str | Path, *arguments: object, by: tuple[object, ...] = (sys.executable,)
+    ) -> subprocess.CompletedProcess[str]:
+        # Without what this process has joined; alone on its threads; and with the packages that these tests import.
+        environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command = [str(part) for part in (*by, ROOT / script, *arguments)]
+        return subprocess.run(
+            command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=280, check=False
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(workplace: Path, call: Call) -> Callable[[str], tuple[Path, str]]:
+    """Makes the `--tiny` run of an algorithm once; its folder, and what it printed."""
+    made: dict[str, tuple[Path, str]] = {}
+
+    def make(algo: str) -> tuple[Path, str]:
+        if algo not in made:
+            folder = workplace / "out" / algo
+            done = call("launch/train.py", "--tiny", "--algo", algo, "--output_dir", folder)
+            assert done.returncode == 0, done.stderr[-3000:]
+            made[algo] = folder, done.stdout
+        return made[algo]
+
+    return make

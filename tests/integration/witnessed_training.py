@@ -1,0 +1,33 @@
+"""launch/train.py with a witness: what every rank selected and lost at each step goes to `$WITNESS/rank{r}.pt`."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "launch"))
+
+import train  # noqa: E402
+
+from wmtp_train.processes import run  # noqa: E402
+from wmtp_train.statistics import IntervalStatistics  # noqa: E402
+
+seen = []
+add = IntervalStatistics.add
+
+
+def witnessed(self, signals, weights, loss, *rest):
+    seen.append((signals.step, signals.row_ids, weights, loss))
+    add(self, signals, weights, loss, *rest)
+
+
+def main() -> None:
+    train.main()
+    torch.save(seen, Path(os.environ["WITNESS"]) / f"rank{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    IntervalStatistics.add = witnessed
+    run(main)
