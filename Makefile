@@ -21,7 +21,7 @@ setup: .venv/.installed
 
 # Corpus, tokenizer, reference, scores, training, report: each step is made once; `make clean-demo` starts over.
 demo: setup
-	@test -d $(DEMO)/corpus || $(RUN) tools/build_corpus.py --output $(DEMO)/corpus --limit-bytes 3500000
+	@test -d $(DEMO)/corpus || $(RUN) tools/build_corpus.py --output $(DEMO)/corpus --limit-bytes 2500000
 	@test -d $(DEMO)/tokenizer || $(RUN) tools/train_tokenizer.py --text $(DEMO)/corpus/reference.jsonl \
 	  --vocab-size 2048 --output $(DEMO)/tokenizer
 	@test -d $(DEMO)/reference/model || $(RUN) launch/train.py --algo mtp-baseline $(CONFIG) --resume \

@@ -114,7 +114,7 @@ def _document(draw: random.Random, number: int) -> dict[str, Any]:
 
 @pytest.fixture
 def write_deepspeed(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a DeepSpeed configuration; by default 4 rows a step at ZeRO stage 1, and no clipping (DeepSpeed's own is 1)."""
+    """Writes a DeepSpeed configuration: by default 4 rows a step, ZeRO stage 1, no clipping (DeepSpeed's own: 1)."""
 
     def write(name: str = "deepspeed.json", stage: int = 1, **config: Any) -> Path:
         batch = {} if any("batch" in key for key in config) else {"train_batch_size": 4}

@@ -1,4 +1,4 @@
-"""cross_entropy.py: the fused per-token loss against float64, what it holds in memory and what it skips."""
+"""fused_cross_entropy.py: the fused per-token loss against float64, what it holds in memory and what it skips."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import wmtp_core.fused_cross_entropy
-from wmtp_core import UserError, dense_cross_entropy, linear_cross_entropy
+from wmtp_core import GradientGuess, UserError, dense_cross_entropy, linear_cross_entropy
 
 ROWS, WIDTH, VOCABULARY = 40, 8, 64
 NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
@@ -253,3 +253,96 @@ def test_a_token_beyond_the_vocabulary_is_not_passed_over(token):
     hidden, weight, _, _ = example(rows=1)
     with pytest.raises((IndexError, RuntimeError)):
         linear_cross_entropy(hidden, weight, torch.tensor([token]))
+
+
+HEADS = 4
+
+
+def guessed_example(seed):
+    """As `example`, with 4 heads side by side, weights that keep some rows, and denominators."""
+    hidden, weight, targets, _ = example(seed, rows=60)
+    generator = torch.Generator().manual_seed(seed + 1)
+    weights = torch.rand(15, HEADS, generator=generator) * (torch.rand(15, HEADS, generator=generator) < 0.6)
+    return hidden, weight, targets, weights, torch.tensor([3.0, 7.0, 11.0, 2.0])
+
+
+GUESSES = {
+    "right": lambda weights, positions, ce: weights[positions],
+    "all": lambda weights, positions, ce: torch.ones_like(ce),
+    "none": lambda weights, positions, ce: torch.zeros_like(ce),
+    "a few wrong": lambda weights, positions, ce: torch.where(positions[:, None] % 5 == 0, 0.3, weights[positions]),
+    "opposite": lambda weights, positions, ce: (weights[positions] == 0).float(),
+    "another scale": lambda weights, positions, ce: -1e5 * weights[positions],
+    "huge and odd": lambda weights, positions, ce: 1e6 * (positions[:, None] + ce),
+    "not a number": lambda weights, positions, ce: ce * torch.nan,
+    "infinite": lambda weights, positions, ce: torch.inf * (weights[positions] - 0.1),
+}
+
+
+@pytest.mark.usefixtures("_chunked")
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("guess", GUESSES)
+def test_gradients_are_exact_whatever_was_guessed(oracle, guess, seed):
+    hidden, weight, targets, weights, counts = guessed_example(seed)
+    rule = GradientGuess(lambda positions, ce: GUESSES[guess](weights, positions, ce), 1 / counts)
+    ce = linear_cross_entropy(hidden, weight, targets, guess=rule)
+    grad = (0.37 * weights / counts).flatten()
+    ce.backward(grad)
+    expected = oracle.linear_cross_entropy(hidden.detach(), weight.detach(), targets.tolist(), grad.tolist())
+    for actual, exact in zip((ce, hidden.grad, weight.grad), expected, strict=True):
+        assert_close(actual, exact, relative=1e-6)
+
+
+def test_a_right_guess_leaves_nothing_to_the_backward(witness):
+    hidden, weight, targets, weights, counts = guessed_example(0)
+    rule = GradientGuess(lambda positions, ce: weights[positions], 1 / counts)
+    with witness() as forward:
+        ce = linear_cross_entropy(hidden, weight, targets, guess=rule)
+    with witness() as backward:
+        ce.backward((weights / counts).flatten() * 8)
+    assert forward.rows_multiplied(VOCABULARY) == (targets != -100).sum()
+    assert "mm" not in backward.names()
+    assert "addmm_" not in backward.names()
+
+
+def test_only_wrongly_guessed_rows_are_formed_again(witness):
+    hidden, weight, targets, weights, counts = guessed_example(0)
+    guessed = weights.clone()
+    kept = ((weights.flatten() != 0) & (targets != -100)).nonzero().squeeze(-1)
+    dropped = ((weights.flatten() == 0) & (targets != -100)).nonzero().squeeze(-1)
+    guessed.view(-1)[kept[1:3]] = 0  # two missed
+    guessed.view(-1)[dropped[:1]] = weights.max()  # and one kept in vain
+    ce = linear_cross_entropy(
+        hidden, weight, targets, guess=GradientGuess(lambda positions, ce: guessed[positions], 1 / counts)
+    )
+    with witness() as backward:
+        ce.backward((weights / counts).flatten())
+    assert backward.rows_multiplied(VOCABULARY) == 3
+
+
+def test_a_second_backward_over_a_retained_graph_gives_the_same():
+    hidden, weight, targets, weights, counts = guessed_example(0)
+    rule = GradientGuess(lambda positions, ce: torch.ones_like(ce), 1 / counts)
+    ce = linear_cross_entropy(hidden, weight, targets, guess=rule)
+    first = torch.autograd.grad((ce.view(15, HEADS) * weights / counts).sum(), (hidden, weight), retain_graph=True)
+    second = torch.autograd.grad((ce.view(15, HEADS) * weights / counts).sum(), (hidden, weight))
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_guess_for_other_heads_is_refused():
+    hidden, weight, targets, _ = example()
+    with pytest.raises(UserError, match="3 heads"):
+        linear_cross_entropy(hidden, weight, targets, guess=GradientGuess(lambda positions, ce: ce, torch.ones(3)))
+
+
+def test_autocast_gives_the_gradients_of_its_dtype():
+    hidden, weight, targets, grad = example()
+    low = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight)]
+    linear_cross_entropy(*low, targets).backward(grad)
+    with torch.autocast("cpu", torch.bfloat16):
+        ce = linear_cross_entropy(hidden, weight, targets)
+    ce.backward(grad)
+    assert ce.dtype == hidden.grad.dtype == torch.float32
+    assert torch.equal(hidden.grad, low[0].grad.float())
+    assert torch.equal(weight.grad, low[1].grad.float())

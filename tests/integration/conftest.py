@@ -1,6 +1,7 @@
 """A folder to run the launch scripts in, and a way to call them as a person would."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,9 +33,21 @@ def call(workplace: Path) -> Call:
         environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
         environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         command = [str(part) for part in (*by, ROOT / script, *arguments)]
-        return subprocess.run(
-            command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=280, check=False
+        process = subprocess.Popen(
+            command,
+            cwd=workplace,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
+        try:
+            out, error = process.communicate(timeout=280)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # the launcher's ranks too
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, out, error)
 
     return run
 

@@ -10,7 +10,6 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "launch"))
 
 import train  # noqa: E402
-
 from wmtp_train.processes import run  # noqa: E402
 from wmtp_train.statistics import IntervalStatistics  # noqa: E402
 

@@ -96,8 +96,8 @@ class Remembering:
         self.seen.append((signals, weights))
         return weights
 
-    def selected_counts(self, valid_per_row: torch.Tensor) -> torch.Tensor:
-        return self.weighting.selected_counts(valid_per_row)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.weighting, name)
 
 
 @pytest.fixture

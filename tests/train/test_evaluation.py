@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from wmtp_core import Rho1Weighting, UniformWeighting
+from wmtp_core import RandomWeighting, Rho1Weighting, UniformWeighting
 from wmtp_train.evaluation import auc, evaluate
 
 KINDS = ["hex", "shuffled"]
@@ -73,10 +73,11 @@ def brute_force(micro_batches, weighting):
                         kinds[kind][1] += bool(weights[b, t, h])
     figures = {f"ce/head_{h}": sum(ce[h]) / len(ce[h]) for h in range(HORIZON)}
     figures |= {f"clean_ce/head_{h}": sum(clean_ce[h]) / len(clean_ce[h]) for h in range(HORIZON)}
-    figures["noise/precision"] = kinds[0][1] / sum(selected for _, selected in kinds)
-    figures["noise/recall"] = figures["noise/kept/clean"] = kinds[0][1] / kinds[0][0]
-    for kind, (targets, selected) in zip(KINDS, kinds[1:], strict=True):
-        figures[f"noise/kept/{kind}"] = selected / targets
+    if any(targets != selected for targets, selected in kinds):  # keeping everything is no selection
+        figures["noise/precision"] = kinds[0][1] / sum(selected for _, selected in kinds)
+        figures["noise/recall"] = figures["noise/kept/clean"] = kinds[0][1] / kinds[0][0]
+        for kind, (targets, selected) in zip(KINDS, kinds[1:], strict=True):
+            figures[f"noise/kept/{kind}"] = selected / targets
     figures["excess_auc"] = auc_by_pairs(excess, is_clean)
     figures["value_auc"] = auc_by_pairs(values, is_good)
     return figures
@@ -103,7 +104,7 @@ def test_two_ranks_find_the_figures_of_both_together(random_micro_batch, over_tw
         for rank in (0, 1)
     ]
     ranks = over_two_ranks(jobs)
-    expected = brute_force(everything, UniformWeighting())
+    expected = brute_force(everything, RandomWeighting(0.5, "sequence"))
     assert ranks[0]["evaluation"] == pytest.approx(expected, rel=1e-5)
     assert ranks[1]["evaluation"] == pytest.approx(expected, rel=1e-5)
     assert [rank["before_me"] for rank in ranks] == ["", "0"]  # first_rank_first
@@ -119,7 +120,7 @@ def test_a_set_without_labels_or_values_has_losses_only(processes, random_micro_
 
 def test_a_labelled_corpus_needs_no_reference(processes, random_micro_batch):
     batch, output, signals = random_micro_batch(0, HORIZON)
-    figures = evaluate_all([(batch, output, replace(signals, reference_ce=None))], UniformWeighting())
+    figures = evaluate_all([(batch, output, replace(signals, reference_ce=None))], RandomWeighting(0.5))
     assert "excess_auc" not in figures
     assert "noise/recall" in figures
 

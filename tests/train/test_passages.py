@@ -4,7 +4,7 @@ from dataclasses import replace
 import torch
 
 from wmtp_core import Rho1Weighting
-from wmtp_train.passages import marked_passage
+from wmtp_train.passages import marked_passage, most_varied
 
 HORIZON = 3
 
@@ -19,7 +19,7 @@ class Letters:
 
 def test_every_token_carries_the_weights_of_the_predictions_of_itself(random_micro_batch):
     batch, output, signals = random_micro_batch(3, HORIZON)
-    # Row 1 has the share of noise that is nearest to 40 %: 4 of 9 tokens.
+    # Row 1 has the most kinds of noise, and clean text too.
     batch.noise[:] = torch.tensor([[0] * 9, [0, 1, 1, 0, 2, 2, 0, 0, 0], [1] * 9])
     weighting = Rho1Weighting(0.5)
     weights = weighting.compute_head_weights(signals)[1]
@@ -42,3 +42,16 @@ def test_text_without_labels_is_clean(random_micro_batch):
     batch, output, signals = random_micro_batch(3, HORIZON)
     passage = marked_passage(lambda _: (output, signals), replace(batch, noise=None), Rho1Weighting(1.0), Letters(), [])
     assert passage["noise"] == [""] * 9
+
+
+def test_the_batch_with_the_best_row_is_found(random_micro_batch):
+    batches = [replace(random_micro_batch(seed)[0], noise=torch.zeros(3, 9, dtype=torch.int64)) for seed in range(4)]
+    for place in (1, 3):
+        batches[place].noise[2] = torch.tensor([0, 0, 1, 1, 0, 2, 2, 0, 0])
+    batches[2].noise[:] = torch.tensor([0, 0, 1, 1, 0, 1, 1, 0, 0])
+    assert most_varied(batches) is batches[1]
+
+
+def test_text_without_labels_has_a_passage_too(random_micro_batch):
+    batches = [replace(random_micro_batch(seed)[0], noise=None) for seed in range(2)]
+    assert most_varied(batches) is batches[0]

@@ -155,5 +155,9 @@ def test_noise_figures():
     }
 
 
+def test_a_rule_that_keeps_everything_has_no_noise_figures():
+    assert noise_figures([10.0, 4.0, 0.0], [10.0, 4.0, 0.0], KINDS) == {}
+
+
 def test_a_corpus_without_noise_has_no_noise_figures():
     assert noise_figures([10.0], [6.0], []) == noise_figures([10.0, 0.0], [6.0, 0.0], ["hex"]) == {}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from wmtp_core import UniformWeighting, UserError
+from wmtp_core import RandomWeighting, UserError
 from wmtp_train.evaluation import evaluate
 from wmtp_train.processes import first_rank_first
 from wmtp_train.statistics import IntervalStatistics
@@ -30,7 +30,9 @@ def main(folder: Path, rank: int) -> None:
         found["error"] = str(error)
     answers = {id(batch): (output, signals) for batch, output, signals in job["evaluation"]}
     batches = [batch for batch, _, _ in job["evaluation"]]
-    found["evaluation"] = evaluate(lambda batch: answers[id(batch)], batches, UniformWeighting(), 3, kinds)
+    found["evaluation"] = evaluate(
+        lambda batch: answers[id(batch)], batches, RandomWeighting(0.5, "sequence"), 3, kinds
+    )
     trace = folder / "trace"
 
     def note() -> str:

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from wmtp_train.algorithms import TRAINERS, trainer_class
 from wmtp_train.trainer import BaseWmtpTrainer

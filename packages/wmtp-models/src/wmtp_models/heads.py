@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from wmtp_models.decoder import layer_output
+from wmtp_models.row_sparse import make_row_sparse
 
 
 class HeadLayers(nn.Module):
@@ -23,6 +24,8 @@ class HeadLayers(nn.Module):
         self.heads = nn.ModuleList([last_layer, *(copy.deepcopy(last_layer) for _ in range(horizon - 1))])
         for offset, head in enumerate(self.heads):
             _shift_layer_idx(head, offset)
+            if offset:  # head 0 learns from every token
+                make_row_sparse(head)
         if hasattr(last_layer, "attention_type"):
             # Before transformers 5.1 the trunk reads from its layers which of its masks each one wants.
             self.attention_type = last_layer.attention_type

@@ -1,6 +1,6 @@
 """A passage of held-out text, marked by what each head keeps: for people to look at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ def marked_passage(
     tokenizer: PreTrainedTokenizerBase,
     kinds: list[str],
 ) -> dict[str, Any]:
-    """The row of the batch whose share of noise is nearest to 40 %, so that both clean text and noise are in sight.
+    """The row of the batch that shows best what selection does: clean text and several kinds of noise side by side.
 
     Returns:
         JSON: `tokens` (text of each), `noise` (the kind of each, "" where clean), `documents` (which piece each token
@@ -30,7 +30,7 @@ def marked_passage(
     _, signals = forward(batch)
     weights = weighting.compute_head_weights(signals)
     noise = torch.zeros_like(batch.input_ids) if batch.noise is None else batch.noise
-    row = int(((noise != 0).float().mean(dim=1) - 0.4).abs().argmin())
+    row = int(_variety(batch).argmax())
     names = ["", *kinds]
     return {
         "tokens": [tokenizer.decode([token]) for token in batch.input_ids[row].tolist()],
@@ -38,6 +38,19 @@ def marked_passage(
         "documents": batch.document_ids[row].tolist(),
         "weights": _by_target(weights[row], signals.valid[row]),
     }
+
+
+def most_varied(batches: Iterable[Batch]) -> Batch:
+    """The batch whose best row for `marked_passage` is the best of all, the first of equals."""
+    return max(batches, key=lambda batch: float(_variety(batch).max()))
+
+
+def _variety(batch: Batch) -> Tensor:
+    """float32 `[B]`: how many kinds of noise each row holds, and how near to 40 % their share is."""
+    if batch.noise is None:
+        return torch.zeros(len(batch.row_ids))
+    kinds = torch.tensor([len(set(row) - {0}) for row in batch.noise.tolist()], device=batch.noise.device)
+    return kinds.clamp(max=3) - ((batch.noise != 0).float().mean(dim=1) - 0.4).abs()
 
 
 def _by_target(weights: Tensor, valid: Tensor) -> list[list[float | None]]:

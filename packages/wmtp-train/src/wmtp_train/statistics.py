@@ -114,13 +114,15 @@ class IntervalStatistics:
 
 
 def noise_figures(targets: list[float], selected: list[float], kinds: list[str]) -> dict[str, float]:
-    """Precision and recall of "selected" against "clean", and the share kept of each kind; nothing without noise.
+    """Precision and recall of "selected" against "clean", and the share kept of each kind.
+
+    Nothing where there is no noise, or where every target is selected.
 
     Args:
         targets: how many targets of each kind there were, the clean ones first.
         selected: how many of them were selected.
     """
-    if not sum(targets[1:]):
+    if not sum(targets[1:]) or selected == targets:
         return {}
     figures = {
         "noise/precision": selected[0] / max(sum(selected), 1),

@@ -20,7 +20,7 @@ from wmtp_train.evaluation import evaluate
 from wmtp_train.inputs import ScoredData, open_inputs
 from wmtp_train.models import open_policy, open_reference
 from wmtp_train.monitor import Monitor
-from wmtp_train.passages import marked_passage
+from wmtp_train.passages import marked_passage, most_varied
 from wmtp_train.processes import device, seed_everything
 from wmtp_train.settings import Settings
 from wmtp_train.statistics import IntervalStatistics
@@ -68,6 +68,7 @@ class BaseWmtpTrainer:
             self.reference = open_reference(settings, policy, self.inputs.tokenizer).to(self.device)
         self.engine = build_engine(policy, config, settings.optimizer, settings.steps)
         self.gradient_norm: Tensor | None = None
+        self.monitor: Monitor | None = None
         self.step = 0
         if settings.resume and (newest := newest_checkpoint(self.checkpoints)):
             self.step = load_checkpoint(self.engine, newest)["step"]
@@ -97,18 +98,20 @@ class BaseWmtpTrainer:
             disable=not is_first,
         )
         figures: dict[str, float] = {}
+        if settings.evaluate_every and self.step == 0:
+            figures = self.evaluate()
         self.interval_start, self.interval_steps = time.perf_counter(), 0
         while self.step < settings.steps:
             self.train_step()
             progress.update(tokens_per_step)
-            last = self.step == settings.steps
-            if last or self.step % settings.log_every == 0:
+            if self._is_due(settings.log_every):
                 progress.set_postfix(loss=f"{self.log(tokens_per_step):.3f}")
-            if last or (settings.save_every and self.step % settings.save_every == 0):
+            stopped = time.perf_counter()
+            if self._is_due(settings.save_every):
                 self.save()
-            if last or (settings.evaluate_every and self.step % settings.evaluate_every == 0):
+            if self._is_due(settings.evaluate_every):
                 figures = self.evaluate()
-                self.monitor.write({f"evaluation/{name}": value for name, value in figures.items()}, self.step)
+            self.interval_start += time.perf_counter() - stopped  # not part of a step's time
         progress.close()
         self.finish(figures)
         return figures
@@ -204,13 +207,14 @@ class BaseWmtpTrainer:
             "train/tokens_per_second": tokens_per_step / seconds,
             "train/gradient_norm": float(self.gradient_norm or self.engine.get_global_grad_norm()),
         }
+        assert self.monitor is not None
         self.monitor.write(figures, self.step)
         self.statistics.refuse_non_finite(self._last_good())
         self.interval_start, self.interval_steps = time.perf_counter(), 0
         return figures["train/loss"]
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out figures by `set/figure`. Every rank must call it."""
+        """Held-out figures by `set/figure`, to TensorBoard too while training. Every rank must call it."""
         self.engine.eval()
         figures: dict[str, float] = {}
         for name, held_out in self.inputs.evaluate.items():
@@ -218,6 +222,8 @@ class BaseWmtpTrainer:
                 self.forward, self._batches(held_out), self.weighting, self.horizon, held_out.prepared.kinds
             )
             figures |= {f"{name}/{figure}": value for figure, value in found.items()}
+        if self.monitor is not None:
+            self.monitor.write({f"evaluation/{name}": value for name, value in figures.items()}, self.step)
         return figures
 
     def save(self) -> None:
@@ -231,14 +237,15 @@ class BaseWmtpTrainer:
         save_model(self.engine, self.inputs.tokenizer, folder / "model")
         passages = {}
         for name, held_out in self.inputs.evaluate.items():
-            batch = next(self._batches(held_out))
+            batch = most_varied(self._batches(held_out))
             passages[name] = marked_passage(
                 self.forward, batch, self.weighting, self.inputs.tokenizer, held_out.prepared.kinds
             )
         if self.rank == 0:
             (folder / "evaluation.json").write_text(json.dumps(figures, indent=2))
             (folder / "passages.json").write_text(json.dumps(passages))
-        self.monitor.close()
+        if self.monitor is not None:
+            self.monitor.close()
 
     def _open_loader(self, consumed_rows: int) -> Iterator[Batch]:
         data = self.inputs.train
@@ -266,10 +273,13 @@ class BaseWmtpTrainer:
         )
         return (batch.to(self.device) for batch in batches)
 
+    def _is_due(self, every: int) -> bool:
+        """Whether something that happens every so many steps (0: at the end alone) happens after this one."""
+        return self.step == self.settings.steps or (every > 0 and self.step % every == 0)
+
     def _note_gradient_norm(self) -> None:
         """At stage 0 DeepSpeed forgets the norm of the gradients, and they are gone after its step."""
-        due = (self.step + 1) % self.settings.log_every == 0 or self.step + 1 == self.settings.steps
-        if self.engine.zero_optimization_stage() == 0 and due and self.engine.is_gradient_accumulation_boundary():
+        if self.engine.zero_optimization_stage() == 0 and self.engine.is_gradient_accumulation_boundary():
             gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
             self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
 
