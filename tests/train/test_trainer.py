@@ -83,9 +83,9 @@ def test_steps_are_those_of_the_definitions_by_brute_force(make_trainer, write_d
     expected = oracle_weights(trainer.settings, micro_batch=2, accumulation=2)
     for name, found in trainer.engine.module.named_parameters():
         torch.testing.assert_close(
-            found, expected[name], atol=2e-5, rtol=0, msg=lambda text, name=name: f"{name} {text}"
+            found, expected[name], atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name} {text}"
         )
-        assert (found - before[name]).abs().max() > 1e-3
+        assert (found - before[name]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("normalize_by", ["valid", "selected"])

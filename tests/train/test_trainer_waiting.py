@@ -32,24 +32,27 @@ class Waits(TorchDispatchMode):
 
     def noting(self, method):
         def noted(*args, **kwargs):
-            self.note()
+            self.note(method.__name__)
             return method(*args, **kwargs)
 
         return noted
 
-    def note(self):
-        if self.watching and (place := our_caller()):
-            self.places.append(place)
+    def note(self, operation):
+        if not self.watching or not (place := our_caller()):
+            return
+        # Skipping rows has to count them: the fused loss and the models may ask for that, and no one else.
+        counts_rows = operation in ("nonzero", "mask") and ("cross_entropy" in place or "/wmtp_models/" in place)
+        if not counts_rows:
+            self.places.append(f"{place}: {operation}")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        indices = [x for x in tree_leaves(args[1:]) if isinstance(x, torch.Tensor)] if name.startswith("index") else []
-        # Skipping rows in a backward has to count them: the fused loss and the models may ask for that, no one else.
-        counts_rows = (
-            name == "nonzero" and (place := our_caller()) and ("cross_entropy" in place or "/wmtp_models/" in place)
-        )
-        if (name in WAITING and not counts_rows) or any(index.dtype == torch.bool for index in indices):
-            self.note()
+        if name in WAITING:
+            self.note(name)
+        elif name.startswith("index") and any(
+            index.dtype == torch.bool for index in tree_leaves(args[1]) if isinstance(index, torch.Tensor)
+        ):
+            self.note("mask")
         return func(*args, **(kwargs or {}))
 
     def watch(self, function):

@@ -1,31 +1,25 @@
 """Held-out losses per head, and how well selection and the value head tell good text from bad."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wmtp_core import HeadWeighting, TokenSignals, excess_loss, shift_to_heads
-from wmtp_models import MtpOutput
+from wmtp_core import excess_loss, shift_to_heads
 from wmtp_train.data.batch import Batch
+from wmtp_train.objective import Objective
 from wmtp_train.statistics import noise_figures
 
 
 @torch.no_grad()
-def evaluate(
-    forward: Callable[[Batch], tuple[MtpOutput, TokenSignals]],
-    batches: Iterable[Batch],
-    weighting: HeadWeighting,
-    horizon: int,
-    kinds: list[str],
-) -> dict[str, float]:
+def evaluate(objective: Objective, batches: Iterable[Batch], step: int, kinds: list[str]) -> dict[str, float]:
     """Figures over all ranks on one held-out set. Every rank must call it with as many batches.
 
     Args:
-        forward: the policy's losses on a batch, and what a weighting may look at.
-        weighting: whose selection is held against the noise labels.
+        objective: the policy, and the weighting whose selection is held against the noise labels.
+        step: for weightings that depend on it.
         kinds: names of the kinds of noise 1, 2, …
 
     Returns:
@@ -33,15 +27,15 @@ def evaluate(
         `noise/…` and, with a reference, `excess_auc` (probability that a clean target's excess loss on heads ≥ 1
         is above a noisy one's); with rewards `value_auc` (the same of values at the ends of good and bad documents).
     """
-    kinds_and_clean = len(kinds) + 1
+    horizon, kinds_and_clean = objective.horizon, len(kinds) + 1
     sums = torch.zeros(horizon, kinds_and_clean, 3, dtype=torch.float64)  # ce, targets, selected by head and kind
     excesses: list[tuple[Tensor, Tensor]] = []
     values: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
-        output, signals = forward(batch)
+        output, signals = objective.forward(batch, step)
         noise = torch.zeros_like(batch.input_ids) if batch.noise is None else batch.noise
         kind = shift_to_heads(noise, horizon)  # [B, S, H]
-        weights = weighting.compute_head_weights(signals)
+        weights = objective.weighting.compute_head_weights(signals)
         cell = (kind + kinds_and_clean * torch.arange(horizon, device=kind.device))[signals.valid].cpu()
         amounts = torch.stack([signals.ce, torch.ones_like(weights), (weights != 0).float()], dim=-1)
         sums.view(-1, 3).index_add_(0, cell, amounts[signals.valid].double().cpu())

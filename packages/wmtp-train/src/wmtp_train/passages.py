@@ -1,22 +1,21 @@
 """A passage of held-out text, marked by what each head keeps: for people to look at."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from wmtp_core import HeadWeighting, TokenSignals
-from wmtp_models import MtpOutput
 from wmtp_train.data.batch import Batch
+from wmtp_train.objective import Objective
 
 
 @torch.no_grad()
 def marked_passage(
-    forward: Callable[[Batch], tuple[MtpOutput, TokenSignals]],
+    objective: Objective,
     batch: Batch,
-    weighting: HeadWeighting,
+    step: int,
     tokenizer: PreTrainedTokenizerBase,
     kinds: list[str],
 ) -> dict[str, Any]:
@@ -27,8 +26,8 @@ def marked_passage(
         belongs to), and `weights`, for each token the H weights of the predictions of *it* (head h made its
         prediction h+1 tokens before), null where there was no such prediction.
     """
-    _, signals = forward(batch)
-    weights = weighting.compute_head_weights(signals)
+    _, signals = objective.forward(batch, step)
+    weights = objective.weighting.compute_head_weights(signals)
     noise = torch.zeros_like(batch.input_ids) if batch.noise is None else batch.noise
     row = int(_variety(batch).argmax())
     names = ["", *kinds]

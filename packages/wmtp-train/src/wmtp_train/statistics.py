@@ -2,9 +2,9 @@
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from wmtp_core import TokenSignals, UserError, excess_loss, shift_to_heads
+from wmtp_core import UserError, excess_loss, shift_to_heads
+from wmtp_train.objective import MicroBatchLoss
 
 _NEVER = 2**62
 
@@ -29,17 +29,9 @@ class IntervalStatistics:
         self.scalars = torch.zeros(5, dtype=torch.float64, device=self.device)
 
     @torch.no_grad()
-    def add(
-        self, signals: TokenSignals, weights: Tensor, loss: Tensor, value_loss: Tensor, value_count: Tensor
-    ) -> None:
-        """Take in one micro-batch.
-
-        Args:
-            signals: what the weighting saw.
-            weights: float32 `[B, S, H]`.
-            loss: scalar, this rank's share of the step's loss.
-            value_loss: scalar sum; value_count: scalar, the tokens it is summed over.
-        """
+    def add(self, loss: MicroBatchLoss) -> None:
+        """Take in one micro-batch."""
+        signals, weights = loss.signals, loss.weights
         valid, selected = signals.valid, weights != 0
         self.valid += valid.sum(dim=(0, 1))
         self.selected += selected.sum(dim=(0, 1))
@@ -56,10 +48,9 @@ class IntervalStatistics:
                 self.noise[row].index_add_(0, kinds, mask[..., 1:].flatten().double())
         shares = weights.double() / weights.sum(dim=-1, keepdim=True).clamp(min=1e-12)
         positions = valid.any(dim=-1).sum()
-        self.scalars += torch.stack(
-            [loss, value_loss, value_count, -torch.xlogy(shares, shares).sum(), positions]
-        ).double()
-        bad = ~torch.cat([ce, value_loss.double().view(1)]).isfinite()
+        entropy = -torch.xlogy(shares, shares).sum()
+        self.scalars += torch.stack([loss.policy, loss.value_sum, loss.value_count, entropy, positions]).double()
+        bad = ~torch.cat([ce, loss.value_sum.double().view(1)]).isfinite()
         self.first_bad_step = self.first_bad_step.minimum(torch.where(bad, signals.step, _NEVER))
 
     def read(self, steps: int) -> dict[str, float]:

@@ -2,16 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from wmtp_core import GradientGuess, HeadWeighting, TokenSignals, UserError, mtp_targets, weighted_mtp_loss
-from wmtp_models import MtpOutput
+from wmtp_core import HeadWeighting, UserError
 from wmtp_train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, save_model
 from wmtp_train.data.batch import Batch
 from wmtp_train.data.loader import TrainLoader, evaluation_batches
@@ -20,13 +18,11 @@ from wmtp_train.evaluation import evaluate
 from wmtp_train.inputs import ScoredData, open_inputs
 from wmtp_train.models import open_policy, open_reference
 from wmtp_train.monitor import Monitor
+from wmtp_train.objective import Objective, StepCounts, ValueObjective
 from wmtp_train.passages import marked_passage, most_varied
 from wmtp_train.processes import device, seed_everything
 from wmtp_train.settings import Settings
 from wmtp_train.statistics import IntervalStatistics
-
-ValueObjective = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
-"""Values `[B, S]` and their batch → losses float32 `[B, S]` and the bool mask `[B, S]` of where they count."""
 
 
 class BaseWmtpTrainer:
@@ -49,7 +45,7 @@ class BaseWmtpTrainer:
         uses_reference: bool = False,
         value_objective: ValueObjective | None = None,
     ) -> None:
-        self.settings, self.weighting, self.value_objective = settings, weighting, value_objective
+        self.settings = settings
         self.rank, self.world, self.device = dist.get_rank(), dist.get_world_size(), device()
         config = read_deepspeed_config(settings.deepspeed_config, self.world)
         self.micro_batch: int = config["train_micro_batch_size_per_gpu"]
@@ -63,18 +59,26 @@ class BaseWmtpTrainer:
             )
         seed_everything(settings.seed)
         policy = open_policy(settings, self.inputs.tokenizer, value_head=value_objective is not None)
-        self.reference = None
+        reference = None
         if uses_reference and settings.reference.scores is None:
-            self.reference = open_reference(settings, policy, self.inputs.tokenizer).to(self.device)
+            reference = open_reference(settings, policy, self.inputs.tokenizer).to(self.device)
         self.engine = build_engine(policy, config, settings.optimizer, settings.steps)
         self.gradient_norm: Tensor | None = None
         self.monitor: Monitor | None = None
         self.step = 0
         if settings.resume and (newest := newest_checkpoint(self.checkpoints)):
             self.step = load_checkpoint(self.engine, newest)["step"]
-        self.horizon = settings.model.horizon
-        self.kinds = self.inputs.train.prepared.kinds
-        self.statistics = IntervalStatistics(self.horizon, self.kinds, self.device)
+        horizon = settings.model.horizon
+        self.objective = Objective(
+            self.engine,
+            weighting,
+            reference,
+            value_objective,
+            settings.critic.value_coefficient,
+            settings.normalize_by,
+            horizon,
+        )
+        self.statistics = IntervalStatistics(horizon, self.inputs.train.prepared.kinds, self.device)
 
     def train(self) -> dict[str, float]:
         """Train to `settings.steps`; returns the final held-out figures, by `set/figure`."""
@@ -119,83 +123,21 @@ class BaseWmtpTrainer:
     def train_step(self) -> None:
         """One optimizer step: count every target of the step first, then a forward and a backward per micro-batch."""
         batches = [next(self.loader).to(self.device) for _ in range(self.accumulation)]
-        head_counts, value_count = self.count_targets(batches)
+        counts = self.objective.count_targets(batches)
         self.engine.train()
         for batch in batches:
-            self.forward_backward(batch, head_counts, value_count)
+            self.forward_backward(batch, counts)
         self.step += 1
         self.interval_steps += 1
 
-    def count_targets(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-        """Denominators over all ranks and micro-batches of the step: targets per head `[H]`, and of the value loss."""
-        valid = torch.stack([self._valid(batch).sum(dim=1) for batch in batches])  # [accumulation, m, H]
-        gathered = [torch.empty_like(valid) for _ in range(self.world)]
-        dist.all_gather(gathered, valid)
-        per_row = torch.cat(gathered, dim=1)  # [accumulation, R·m, H]
-        if self.settings.normalize_by == "selected":
-            head_counts = torch.stack([self.weighting.selected_counts(rows) for rows in per_row]).sum(dim=0)
-        else:
-            head_counts = per_row.sum(dim=(0, 1))
-        value_count = torch.zeros((), device=self.device)
-        if self.value_objective:
-            for batch in batches:
-                value_count += self.value_objective(torch.zeros(batch.input_ids.shape, device=self.device), batch)[
-                    1
-                ].sum()
-            dist.all_reduce(value_count)
-        return head_counts, value_count
-
-    def forward_backward(self, batch: Batch, head_counts: Tensor, value_count: Tensor) -> None:
+    def forward_backward(self, batch: Batch, counts: StepCounts) -> None:
         """Add one micro-batch's gradient; the engine takes the optimizer step after the last of them."""
-        output, signals = self.forward(batch, head_counts)
-        with torch.no_grad():
-            weights = self.weighting.compute_head_weights(signals)
-        loss = total = weighted_mtp_loss(output.ce, weights, head_counts)
-        value_loss, value_here = torch.zeros_like(value_count), torch.zeros_like(value_count)
-        if self.value_objective:
-            assert output.values is not None
-            value_losses, mask = self.value_objective(output.values, batch)
-            value_loss, value_here = value_losses.sum(), mask.sum()
-            total = loss + self.settings.critic.value_coefficient * value_loss / value_count.clamp(min=1)
-        # The engine averages over ranks and micro-batches; the denominators are sums over them.
-        self.engine.backward(total * (self.world * self.accumulation))
+        loss = self.objective.loss(batch, self.step, counts)
+        # The engine averages over ranks and micro-batches; the loss is a share of a sum over them.
+        self.engine.backward(loss.total * (self.world * self.accumulation))
         self._note_gradient_norm()
-        self.statistics.add(signals, weights, loss.detach(), value_loss.detach(), value_here)
+        self.statistics.add(loss)
         self.engine.step()
-
-    def forward(self, batch: Batch, head_counts: Tensor | None = None) -> tuple[MtpOutput, TokenSignals]:
-        """The policy's losses on a batch, and what a weighting may look at.
-
-        Args:
-            head_counts: the denominators `[H]`, where a backward follows: a guess of its gradient makes it cheaper.
-        """
-        reference_ce = batch.reference_ce
-        if reference_ce is None and self.reference is not None:
-            reference_ce = self.reference.token_losses(batch.input_ids, batch.position_ids, batch.document_ids)
-        known = TokenSignals(
-            ce=torch.empty(0, device=self.device),
-            valid=self._valid(batch),
-            step=self.step,
-            row_ids=batch.row_ids,
-            document_ids=batch.document_ids,
-            reference_ce=reference_ce,
-            noise=batch.noise,
-        )
-
-        def guess(values: Tensor | None) -> GradientGuess | None:
-            assert head_counts is not None
-            weights = self.weighting.guess_weights(replace(known, values=values))
-            return None if weights is None else GradientGuess(weights, 1 / head_counts.clamp(min=1))
-
-        output: MtpOutput = self.engine(
-            input_ids=batch.input_ids,
-            labels=batch.labels,
-            position_ids=batch.position_ids,
-            document_ids=batch.document_ids,
-            guess=None if head_counts is None else guess,
-        )
-        values = None if output.values is None else output.values.detach()
-        return output, replace(known, ce=output.ce.detach(), values=values)
 
     def log(self, tokens_per_step: int) -> float:
         """Write the interval's figures; returns its mean loss. The only place where the loop waits for the device."""
@@ -218,9 +160,7 @@ class BaseWmtpTrainer:
         self.engine.eval()
         figures: dict[str, float] = {}
         for name, held_out in self.inputs.evaluate.items():
-            found = evaluate(
-                self.forward, self._batches(held_out), self.weighting, self.horizon, held_out.prepared.kinds
-            )
+            found = evaluate(self.objective, self._batches(held_out), self.step, held_out.prepared.kinds)
             figures |= {f"{name}/{figure}": value for figure, value in found.items()}
         if self.monitor is not None:
             self.monitor.write({f"evaluation/{name}": value for name, value in figures.items()}, self.step)
@@ -239,7 +179,7 @@ class BaseWmtpTrainer:
         for name, held_out in self.inputs.evaluate.items():
             batch = most_varied(self._batches(held_out))
             passages[name] = marked_passage(
-                self.forward, batch, self.weighting, self.inputs.tokenizer, held_out.prepared.kinds
+                self.objective, batch, self.step, self.inputs.tokenizer, held_out.prepared.kinds
             )
         if self.rank == 0:
             (folder / "evaluation.json").write_text(json.dumps(figures, indent=2))
@@ -282,9 +222,6 @@ class BaseWmtpTrainer:
         if self.engine.zero_optimization_stage() == 0 and self.engine.is_gradient_accumulation_boundary():
             gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
             self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
-
-    def _valid(self, batch: Batch) -> Tensor:
-        return mtp_targets(batch.labels, self.horizon, document_ids=batch.document_ids)[1]
 
     def _last_good(self) -> str:
         newest = newest_checkpoint(self.checkpoints)
