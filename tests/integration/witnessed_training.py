@@ -17,9 +17,9 @@ seen = []
 add = IntervalStatistics.add
 
 
-def witnessed(self, signals, weights, loss, *rest):
-    seen.append((signals.step, signals.row_ids, weights, loss))
-    add(self, signals, weights, loss, *rest)
+def witnessed(self, loss):
+    seen.append((loss.signals.step, loss.signals.row_ids, loss.weights, loss.policy))
+    add(self, loss)
 
 
 def main() -> None:

@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from wmtp_core import HeadWeighting, TokenSignals, mtp_targets
+from wmtp_core import HeadWeighting, TokenSignals, WeightGuess, mtp_targets
 from wmtp_models import MtpOutput
 from wmtp_train.algorithms import TRAINERS
 from wmtp_train.data.batch import Batch
@@ -61,6 +62,22 @@ def random_micro_batch() -> Callable[..., tuple[Batch, MtpOutput, TokenSignals]]
     return make
 
 
+class Answers:
+    """Stands for an objective whose policy gives known answers to known batches."""
+
+    def __init__(self, micro_batches: list[tuple[Batch, MtpOutput, TokenSignals]], weighting: HeadWeighting) -> None:
+        self.answers = {id(batch): (output, signals) for batch, output, signals in micro_batches}
+        self.weighting, self.horizon = weighting, micro_batches[0][2].valid.shape[-1]
+
+    def forward(self, batch: Batch, step: int) -> tuple[MtpOutput, TokenSignals]:
+        return self.answers[id(batch)]
+
+
+@pytest.fixture
+def answers() -> type[Answers]:
+    return Answers
+
+
 @pytest.fixture
 def over_two_ranks(tmp_path: Path) -> Callable[[Any], list[Any]]:
     """Runs two_ranks.py on a job for each rank in two gloo processes: what each of them found."""
@@ -84,7 +101,7 @@ def over_two_ranks(tmp_path: Path) -> Callable[[Any], list[Any]]:
     return run
 
 
-class Remembering:
+class Remembering(HeadWeighting):
     """A weighting that keeps what it saw and what it answered."""
 
     def __init__(self, weighting: HeadWeighting) -> None:
@@ -96,18 +113,22 @@ class Remembering:
         self.seen.append((signals, weights))
         return weights
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.weighting, name)
+    def selected_counts(self, valid_per_row: torch.Tensor) -> torch.Tensor:
+        return self.weighting.selected_counts(valid_per_row)
+
+    def guess_weights(self, signals: TokenSignals) -> WeightGuess | None:
+        return self.weighting.guess_weights(signals)
 
 
 @pytest.fixture
 def make_trainer(processes: None, make_settings: Callable[..., Settings]) -> Callable[..., BaseWmtpTrainer]:
-    """A trainer of the settings' algorithm whose weighting remembers; `trainer.weighting.seen` has every call."""
+    """A trainer of the settings' algorithm; `trainer.objective.weighting.seen` has what every batch weighed."""
 
     def make(*args: Any, **changes: Any) -> BaseWmtpTrainer:
         settings = make_settings(*args, **changes)
         trainer = TRAINERS[settings.algo](settings)
-        trainer.weighting = Remembering(trainer.weighting)
+        remembering = Remembering(trainer.objective.weighting)
+        trainer.objective = replace(trainer.objective, weighting=remembering)
         return trainer
 
     return make

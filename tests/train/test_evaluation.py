@@ -6,6 +6,7 @@ import torch
 
 from wmtp_core import RandomWeighting, Rho1Weighting, UniformWeighting
 from wmtp_train.evaluation import auc, evaluate
+from wmtp_train.objective import MicroBatchLoss
 
 KINDS = ["hex", "shuffled"]
 HORIZON = 3
@@ -83,14 +84,16 @@ def brute_force(micro_batches, weighting):
     return figures
 
 
-def evaluate_all(micro_batches, weighting, kinds=KINDS):
-    answers = {id(batch): (output, signals) for batch, output, signals in micro_batches}
-    batches = [batch for batch, _, _ in micro_batches]
-    return evaluate(lambda batch: answers[id(batch)], batches, weighting, HORIZON, kinds)
+@pytest.fixture
+def evaluate_all(processes, answers):
+    def run(micro_batches, weighting, kinds=KINDS):
+        return evaluate(answers(micro_batches, weighting), [batch for batch, _, _ in micro_batches], 0, kinds)
+
+    return run
 
 
 @pytest.mark.parametrize("weighting", [UniformWeighting(), Rho1Weighting(0.5)])
-def test_figures_are_those_of_a_loop_over_every_target(processes, random_micro_batch, weighting):
+def test_figures_are_those_of_a_loop_over_every_target(evaluate_all, random_micro_batch, weighting):
     micro_batches = [random_micro_batch(seed, HORIZON) for seed in range(3)]
     assert evaluate_all(micro_batches, weighting) == pytest.approx(brute_force(micro_batches, weighting), rel=1e-5)
 
@@ -98,10 +101,9 @@ def test_figures_are_those_of_a_loop_over_every_target(processes, random_micro_b
 def test_two_ranks_find_the_figures_of_both_together(random_micro_batch, over_two_ranks):
     everything = [random_micro_batch(seed) for seed in range(4)]
     signals = everything[0][2]
-    nothing = (signals, torch.zeros_like(signals.ce), *torch.zeros(3))
+    nothing = MicroBatchLoss(*torch.zeros(4), signals, torch.zeros_like(signals.ce))
     jobs = [
-        {"micro_batches": [nothing], "steps": 1, "bad_micro_batch": nothing, "evaluation": everything[rank::2]}
-        for rank in (0, 1)
+        {"losses": [nothing], "steps": 1, "bad_loss": nothing, "evaluation": everything[rank::2]} for rank in (0, 1)
     ]
     ranks = over_two_ranks(jobs)
     expected = brute_force(everything, RandomWeighting(0.5, "sequence"))
@@ -111,21 +113,21 @@ def test_two_ranks_find_the_figures_of_both_together(random_micro_batch, over_tw
     assert not any("error" in rank for rank in ranks)
 
 
-def test_a_set_without_labels_or_values_has_losses_only(processes, random_micro_batch):
+def test_a_set_without_labels_or_values_has_losses_only(evaluate_all, random_micro_batch):
     batch, output, signals = random_micro_batch(0, HORIZON)
     batch, signals = replace(batch, noise=None, rewards=None), replace(signals, noise=None, reference_ce=None)
     figures = evaluate_all([(batch, output, signals)], UniformWeighting(), kinds=[])
     assert figures.keys() == {f"ce/head_{h}" for h in range(HORIZON)}
 
 
-def test_a_labelled_corpus_needs_no_reference(processes, random_micro_batch):
+def test_a_labelled_corpus_needs_no_reference(evaluate_all, random_micro_batch):
     batch, output, signals = random_micro_batch(0, HORIZON)
     figures = evaluate_all([(batch, output, replace(signals, reference_ce=None))], RandomWeighting(0.5))
     assert "excess_auc" not in figures
     assert "noise/recall" in figures
 
 
-def test_the_padding_of_the_last_batch_does_not_count(processes, random_micro_batch):
+def test_the_padding_of_the_last_batch_does_not_count(evaluate_all, random_micro_batch):
     batch, output, signals = random_micro_batch(0, HORIZON)
     padded_batch, padded_output, padded_signals = random_micro_batch(1, HORIZON)
     padded_signals.valid[:] = False

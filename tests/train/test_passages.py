@@ -17,13 +17,14 @@ class Letters:
         return f"<{token}>"
 
 
-def test_every_token_carries_the_weights_of_the_predictions_of_itself(random_micro_batch):
+def test_every_token_carries_the_weights_of_the_predictions_of_itself(random_micro_batch, answers):
     batch, output, signals = random_micro_batch(3, HORIZON)
     # Row 1 has the most kinds of noise, and clean text too.
     batch.noise[:] = torch.tensor([[0] * 9, [0, 1, 1, 0, 2, 2, 0, 0, 0], [1] * 9])
     weighting = Rho1Weighting(0.5)
     weights = weighting.compute_head_weights(signals)[1]
-    passage = marked_passage(lambda _: (output, signals), batch, weighting, Letters(), ["hex", "shuffled"])
+    objective = answers([(batch, output, signals)], weighting)
+    passage = marked_passage(objective, batch, 0, Letters(), ["hex", "shuffled"])
     assert passage["tokens"] == [f"<{token}>" for token in batch.input_ids[1].tolist()]
     assert passage["noise"] == ["", "hex", "hex", "", "shuffled", "shuffled", "", "", ""]
     assert passage["documents"] == batch.document_ids[1].tolist()
@@ -38,9 +39,10 @@ def test_every_token_carries_the_weights_of_the_predictions_of_itself(random_mic
     assert json.loads(json.dumps(passage, allow_nan=False)) == passage
 
 
-def test_text_without_labels_is_clean(random_micro_batch):
+def test_text_without_labels_is_clean(random_micro_batch, answers):
     batch, output, signals = random_micro_batch(3, HORIZON)
-    passage = marked_passage(lambda _: (output, signals), replace(batch, noise=None), Rho1Weighting(1.0), Letters(), [])
+    batch = replace(batch, noise=None)
+    passage = marked_passage(answers([(batch, output, signals)], Rho1Weighting(1.0)), batch, 0, Letters(), [])
     assert passage["noise"] == [""] * 9
 
 

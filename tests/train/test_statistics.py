@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from wmtp_core import UserError
+from wmtp_train.objective import MicroBatchLoss
 from wmtp_train.statistics import IntervalStatistics, noise_figures
 
 KINDS = ["hex", "shuffled"]
@@ -12,12 +13,13 @@ HORIZON = 3
 
 
 def micro_batch(make, seed, step=0):
-    """The arguments of `add`: signals, weights (some 0, some not 1), this rank's loss, value loss and value count."""
+    """Losses whose weights are some 0 and some not 1."""
     _, _, signals = make(seed, HORIZON, step)
     draw = torch.Generator().manual_seed(seed + 1000)
     weights = torch.rand(signals.valid.shape, generator=draw).mul(2).where(signals.valid, 0)
     weights = weights.where(torch.rand(weights.shape, generator=draw) < 0.7, 0)
-    return signals, weights, torch.tensor(0.5 + seed), torch.tensor(2.0 * seed), torch.tensor(seed + 3)
+    policy, value_sum, value_count = torch.tensor(0.5 + seed), torch.tensor(2.0 * seed), torch.tensor(seed + 3)
+    return MicroBatchLoss(policy + value_sum, policy, value_sum, value_count, signals, weights)
 
 
 def brute_force(micro_batches, steps, newest):
@@ -25,8 +27,9 @@ def brute_force(micro_batches, steps, newest):
     heads = [{"valid": 0, "selected": 0, "ce": 0.0, "reference": 0.0, "threshold": math.inf} for _ in range(HORIZON)]
     kinds = [[0, 0] for _ in range(len(KINDS) + 1)]
     loss = value_loss = value_count = entropy = positions = 0.0
-    for number, (signals, weights, its_loss, its_value_loss, its_count) in enumerate(micro_batches):
-        loss, value_loss, value_count = loss + its_loss.item(), value_loss + its_value_loss, value_count + its_count
+    for number, one in enumerate(micro_batches):
+        signals, weights = one.signals, one.weights
+        loss, value_loss, value_count = loss + one.policy, value_loss + one.value_sum, value_count + one.value_count
         rows, length, _ = signals.valid.shape
         for b in range(rows):
             for t in range(length):
@@ -47,7 +50,7 @@ def brute_force(micro_batches, steps, newest):
                         kinds[signals.noise[b, p]][1] += h >= 1
                         if number in newest:
                             head["threshold"] = min(head["threshold"], ce - reference)
-    figures = {"train/loss": loss / steps}
+    figures = {"train/loss": float(loss / steps)}
     for h, head in enumerate(heads):
         n = head["valid"]
         figures |= {
@@ -70,25 +73,25 @@ def test_figures_are_those_of_a_loop_over_every_target(processes, random_micro_b
     micro_batches = [micro_batch(random_micro_batch, seed) for seed in range(4)]
     statistics = IntervalStatistics(HORIZON, KINDS, torch.device("cpu"))
     for one in micro_batches:
-        statistics.add(*one)
+        statistics.add(one)
     assert statistics.read(steps=2) == pytest.approx(brute_force(micro_batches, 2, newest={3}), rel=1e-5)
 
 
 def test_reading_starts_a_new_interval(processes, random_micro_batch):
     statistics = IntervalStatistics(HORIZON, KINDS, torch.device("cpu"))
-    statistics.add(*micro_batch(random_micro_batch, 1))
+    statistics.add(micro_batch(random_micro_batch, 1))
     statistics.read(1)
     second = micro_batch(random_micro_batch, 2)
-    statistics.add(*second)
+    statistics.add(second)
     assert statistics.read(1) == pytest.approx(brute_force([second], 1, newest={0}), rel=1e-5)
 
 
 def test_two_ranks_read_the_figures_of_both_together(random_micro_batch, over_two_ranks):
     shares = [[micro_batch(random_micro_batch, seed) for seed in seeds] for seeds in ((0, 1), (2, 3))]
     good, poisoned = micro_batch(random_micro_batch, 4, step=6), micro_batch(random_micro_batch, 4, step=6)
-    poisoned[0].ce[2, 0, 1] = math.nan
+    poisoned.signals.ce[2, 0, 1] = math.nan
     jobs = [
-        {"micro_batches": share, "steps": 2, "bad_micro_batch": bad, "evaluation": [random_micro_batch(9)]}
+        {"losses": share, "steps": 2, "bad_loss": bad, "evaluation": [random_micro_batch(9)]}
         for share, bad in zip(shares, (good, poisoned), strict=True)
     ]
     ranks = over_two_ranks(jobs)
@@ -99,20 +102,20 @@ def test_two_ranks_read_the_figures_of_both_together(random_micro_batch, over_tw
 
 
 def test_what_a_run_does_not_have_is_not_reported(processes, random_micro_batch):
-    signals, weights, loss, _, _ = micro_batch(random_micro_batch, 1)
+    loss = micro_batch(random_micro_batch, 1)
     statistics = IntervalStatistics(HORIZON, [], torch.device("cpu"))
-    signals = replace(signals, reference_ce=None, noise=None, values=None)
-    statistics.add(signals, weights, loss, torch.tensor(0.0), torch.tensor(0))
+    signals = replace(loss.signals, reference_ce=None, noise=None, values=None)
+    statistics.add(replace(loss, signals=signals, value_sum=torch.tensor(0.0), value_count=torch.tensor(0)))
     kinds_of_figure = {tag.split("/")[0] for tag in statistics.read(1)}
     assert kinds_of_figure == {"train", "ce", "selected_count", "selected_ratio"}
 
 
 def test_a_head_without_targets_is_no_division_by_zero(processes, random_micro_batch):
-    signals, weights, *rest = micro_batch(random_micro_batch, 1)
-    signals.valid[..., 2] = False
-    signals.ce[..., 2] = weights[..., 2] = 0
+    loss = micro_batch(random_micro_batch, 1)
+    loss.signals.valid[..., 2] = False
+    loss.signals.ce[..., 2] = loss.weights[..., 2] = 0
     statistics = IntervalStatistics(HORIZON, KINDS, torch.device("cpu"))
-    statistics.add(signals, weights, *rest)
+    statistics.add(loss)
     figures = statistics.read(1)
     assert figures["ce/head_2"] == figures["selected_ratio/head_2"] == 0
     assert "threshold/head_2" not in figures
@@ -122,14 +125,14 @@ def test_a_head_without_targets_is_no_division_by_zero(processes, random_micro_b
 @pytest.mark.parametrize("head", range(HORIZON))
 def test_the_first_loss_that_is_not_finite_is_named(processes, random_micro_batch, poison, head):
     statistics = IntervalStatistics(HORIZON, KINDS, torch.device("cpu"))
-    statistics.add(*micro_batch(random_micro_batch, 1, step=4))
+    statistics.add(micro_batch(random_micro_batch, 1, step=4))
     statistics.refuse_non_finite("the last good checkpoint is here")
     for step in (5, 6):
-        signals, *rest = micro_batch(random_micro_batch, 1, step=step)
-        signals.ce[0, 0, head] = poison
+        loss = micro_batch(random_micro_batch, 1, step=step)
+        loss.signals.ce[0, 0, head] = poison
         if step == 6:
-            signals.ce[0, 0] = poison  # what follows from a bad update is not what is named
-        statistics.add(signals, *rest)
+            loss.signals.ce[0, 0] = poison  # what follows from a bad update is not what is named
+        statistics.add(loss)
     statistics.read(3)
     message = rf"step 5: the loss of head {head} on rank 0 is not finite; the last good checkpoint is here; .*--resume"
     for _ in range(2):  # a read does not make it forgotten
@@ -138,9 +141,9 @@ def test_the_first_loss_that_is_not_finite_is_named(processes, random_micro_batc
 
 
 def test_a_value_loss_that_is_not_finite_is_named(processes, random_micro_batch):
-    signals, weights, loss, _, count = micro_batch(random_micro_batch, 1, step=2)
+    loss = micro_batch(random_micro_batch, 1, step=2)
     statistics = IntervalStatistics(HORIZON, KINDS, torch.device("cpu"))
-    statistics.add(signals, weights, loss, torch.tensor(math.nan), count)
+    statistics.add(replace(loss, value_sum=torch.tensor(math.nan)))
     with pytest.raises(UserError, match="step 2: the loss of the value head on rank 0"):
         statistics.refuse_non_finite("")
 

@@ -112,7 +112,7 @@ def test_how_a_step_is_cut_into_micro_batches_does_not_matter(
         trainer.train()
         selected = {
             (signals.step, int(row)): weights[place] != 0
-            for signals, weights in trainer.weighting.seen
+            for signals, weights in trainer.objective.weighting.seen
             for place, row in enumerate(signals.row_ids)
         }
         found.append((weights_of(trainer), selected))
@@ -124,25 +124,6 @@ def test_how_a_step_is_cut_into_micro_batches_does_not_matter(
         assert all(torch.equal(selected[key], selected_of_whole[key]) for key in selected)
         for name in whole:
             torch.testing.assert_close(weights[name], whole[name], atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("scope", ["batch", "sequence"])
-def test_denominators_are_known_before_the_forward(make_trainer, write_deepspeed, scope):
-    trainer = make_trainer(
-        algo="rho1-wmtp",
-        steps=1,
-        normalize_by="selected",
-        selection={"scope": scope},
-        data={"evaluate": {}},
-        deepspeed_config=write_deepspeed(train_batch_size=6, gradient_accumulation_steps=3),
-    )
-    counted = []
-    count_targets = trainer.count_targets
-    trainer.count_targets = lambda batches: counted.append(count_targets(batches)[0]) or count_targets(batches)
-    trainer.train()
-    kept = sum(weights.sum(dim=(0, 1)).long() for _, weights in trainer.weighting.seen)
-    assert counted[0].tolist() == kept.tolist()
-    assert kept[1] < kept[0]
 
 
 def test_scores_select_and_teach_what_the_live_reference_does(
@@ -164,9 +145,9 @@ def test_scores_select_and_teach_what_the_live_reference_does(
     monkeypatch.setattr(ReferenceModel, "forward", lambda *_: pytest.fail("a scored run called the reference"))
     scored = make_trainer("scored", algo="rho1-wmtp", reference={"scores": tmp_path / "scores"})
     scored_figures = scored.train()
-    assert scored.reference is None
-    assert len(scored.weighting.seen) == len(live.weighting.seen) > 3
-    for (_, ours), (_, theirs) in zip(scored.weighting.seen, live.weighting.seen, strict=True):
+    assert scored.objective.reference is None
+    assert len(scored.objective.weighting.seen) == len(live.objective.weighting.seen) > 3
+    for (_, ours), (_, theirs) in zip(scored.objective.weighting.seen, live.objective.weighting.seen, strict=True):
         assert torch.equal(ours, theirs)
         assert (ours == 0).any()
     assert scored_figures == pytest.approx(live_figures, rel=1e-6)
@@ -182,7 +163,7 @@ def test_the_reference_runs_once_a_micro_batch(make_trainer, write_deepspeed):
         deepspeed_config=write_deepspeed(train_batch_size=6, gradient_accumulation_steps=3),
     )
     calls = []
-    trainer.reference.causal_lm.base_model.register_forward_hook(lambda *_: calls.append(trainer.step))
+    trainer.objective.reference.causal_lm.base_model.register_forward_hook(lambda *_: calls.append(trainer.step))
     trainer.train()
     assert calls == [0, 0, 0, 1, 1, 1]
 

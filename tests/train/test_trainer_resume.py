@@ -47,7 +47,7 @@ def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(
     resumed = make_trainer("halves", resume=True, **changes)
     assert resumed.step == 2
     assert resumed.train() == figures
-    assert [signals.step for signals, _ in resumed.weighting.seen[:4]] == [2, 2, 3, 3]
+    assert [signals.step for signals, _ in resumed.objective.weighting.seen[:4]] == [2, 2, 3, 3]
     one, other = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "halves"))
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []

@@ -66,8 +66,7 @@ class Waits(TorchDispatchMode):
         return watched
 
 
-@pytest.mark.parametrize("scope", ["batch", "sequence"])
-@pytest.mark.parametrize("normalize_by", ["valid", "selected"])
+@pytest.mark.parametrize(("normalize_by", "scope"), [("valid", "batch"), ("selected", "sequence")])
 @pytest.mark.parametrize("algo", ["rho1-wmtp", "critic-wmtp", "mtp-baseline", "random", "softmax-excess"])
 def test_a_step_never_waits_for_the_device(make_trainer, monkeypatch, algo, normalize_by, scope):
     trainer = make_trainer(
@@ -82,7 +81,7 @@ def test_a_step_never_waits_for_the_device(make_trainer, monkeypatch, algo, norm
     waits = Waits(monkeypatch)
     trainer.train_step = waits.watch(trainer.train_step)
     trainer.train()
-    assert len(trainer.weighting.seen) == 3
+    assert len(trainer.objective.weighting.seen) == 3
     assert waits.places == []
 
 

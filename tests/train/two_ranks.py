@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from conftest import Answers
 from wmtp_core import RandomWeighting, UserError
 from wmtp_train.evaluation import evaluate
 from wmtp_train.processes import first_rank_first
@@ -20,19 +21,16 @@ def main(folder: Path, rank: int) -> None:
     job = torch.load(folder / "jobs.pt", weights_only=False)[rank]
     kinds = ["hex", "shuffled"]
     statistics = IntervalStatistics(3, kinds, torch.device("cpu"))
-    for micro_batch in job["micro_batches"]:
-        statistics.add(*micro_batch)
+    for loss in job["losses"]:
+        statistics.add(loss)
     found = {"statistics": statistics.read(job["steps"])}
-    statistics.add(*job["bad_micro_batch"])
+    statistics.add(job["bad_loss"])
     try:
         statistics.refuse_non_finite("no checkpoint")
     except UserError as error:
         found["error"] = str(error)
-    answers = {id(batch): (output, signals) for batch, output, signals in job["evaluation"]}
-    batches = [batch for batch, _, _ in job["evaluation"]]
-    found["evaluation"] = evaluate(
-        lambda batch: answers[id(batch)], batches, RandomWeighting(0.5, "sequence"), 3, kinds
-    )
+    objective = Answers(job["evaluation"], RandomWeighting(0.5, "sequence"))
+    found["evaluation"] = evaluate(objective, [batch for batch, _, _ in job["evaluation"]], 0, kinds)
     trace = folder / "trace"
 
     def note() -> str:

@@ -5,16 +5,16 @@ from wmtp_core import UniformWeighting
 
 def test_it_wires_uniform_weights_and_nothing_else(make_trainer, make_settings):
     trainer = make_trainer(algo="mtp-baseline")
-    assert trainer.weighting.weighting == UniformWeighting()
-    assert trainer.reference is None
-    assert trainer.value_objective is None
+    assert trainer.objective.weighting.weighting == UniformWeighting()
+    assert trainer.objective.reference is None
+    assert trainer.objective.value_objective is None
     assert trainer.engine.module.value_head is None
 
 
 def test_every_valid_target_weighs_one(make_trainer):
     trainer = make_trainer(algo="mtp-baseline", reference={"source": None})
     trainer.train()
-    for signals, weights in trainer.weighting.seen:
+    for signals, weights in trainer.objective.weighting.seen:
         assert torch.equal(weights, signals.valid.float())
         assert signals.reference_ce is None
 

@@ -9,12 +9,12 @@ CONTROLS = ["random", "softmax-excess", "labelled"]
 def test_each_wires_its_rule(make_trainer):
     selection = {"k_percent": 0.3, "scope": "sequence"}
     wired = {name: make_trainer(name, algo=name, seed=5, selection=selection) for name in CONTROLS}
-    assert {name: trainer.weighting.weighting for name, trainer in wired.items()} == {
+    assert {name: trainer.objective.weighting.weighting for name, trainer in wired.items()} == {
         "random": RandomWeighting(0.3, "sequence", seed=5, group=None),
         "softmax-excess": SoftmaxExcessWeighting(),
         "labelled": LabelledWeighting(),
     }
-    assert [name for name, trainer in wired.items() if trainer.reference is not None] == ["softmax-excess"]
+    assert [name for name, trainer in wired.items() if trainer.objective.reference is not None] == ["softmax-excess"]
 
 
 @pytest.mark.parametrize("algo", CONTROLS)
@@ -29,7 +29,7 @@ def test_random_keeps_as_much_as_rho1_but_not_the_same(make_trainer):
     for algo in ("random", "rho1-wmtp"):
         trainer = make_trainer(algo, algo=algo, steps=1, data={"evaluate": {}})
         trainer.train()
-        kept[algo] = trainer.weighting.seen[0][1]
+        kept[algo] = trainer.objective.weighting.seen[0][1]
     assert torch.equal(kept["random"].sum(dim=(0, 1)), kept["rho1-wmtp"].sum(dim=(0, 1)))
     assert not torch.equal(kept["random"], kept["rho1-wmtp"])
 

@@ -17,9 +17,9 @@ def test_it_wires_the_settings_and_a_value_head(make_trainer):
     }
     trainer = make_trainer(algo="critic-wmtp", critic=critic)
     critic["warmup_steps"] = critic.pop("value_warmup_steps")
-    assert trainer.weighting.weighting == CriticWeighting(**critic, group=None)
+    assert trainer.objective.weighting.weighting == CriticWeighting(**critic, group=None)
     assert trainer.engine.module.value_head is not None
-    assert trainer.reference is None
+    assert trainer.objective.reference is None
 
 
 @pytest.mark.parametrize("transform", ["softmax", "exp"])
@@ -27,8 +27,8 @@ def test_weights_are_uniform_until_the_warm_up_has_ended(make_trainer, transform
     changes = {"critic": {"value_warmup_steps": 2, "transform": transform}, "data": {"evaluate": {}}}
     trainer = make_trainer(algo="critic-wmtp", steps=4, **changes)
     trainer.train()
-    assert [signals.step for signals, _ in trainer.weighting.seen] == [0, 1, 2, 3]
-    for signals, weights in trainer.weighting.seen:
+    assert [signals.step for signals, _ in trainer.objective.weighting.seen] == [0, 1, 2, 3]
+    for signals, weights in trainer.objective.weighting.seen:
         uniform = signals.valid.float()
         assert torch.equal(weights, uniform) is (signals.step < 2)
         assert weights.sum().item() == pytest.approx(uniform.sum().item(), rel=1e-5)
@@ -38,7 +38,7 @@ def test_weights_are_uniform_until_the_warm_up_has_ended(make_trainer, transform
 def test_weights_at_a_position_sum_to_its_valid_heads(make_trainer):
     trainer = make_trainer(algo="critic-wmtp", steps=4, critic={"value_warmup_steps": 1}, data={"evaluate": {}})
     trainer.train()
-    signals, weights = trainer.weighting.seen[-1]
+    signals, weights = trainer.objective.weighting.seen[-1]
     torch.testing.assert_close(weights.sum(dim=-1), signals.valid.sum(dim=-1).float())
 
 
@@ -81,7 +81,7 @@ def test_pairs_teach_by_ranking(make_trainer, tiny_home):
     def ranking_loss():
         trainer.engine.eval()
         with torch.no_grad():
-            losses, mask = trainer.value_objective(trainer.forward(batch)[0].values, batch)
+            losses, mask = trainer.objective.value_objective(trainer.objective.forward(batch, 0)[0].values, batch)
         assert mask.any()
         return float(losses.sum() / mask.sum())
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from wmtp_core import HeadWeighting
 from wmtp_train.algorithms import TRAINERS, trainer_class
 from wmtp_train.trainer import BaseWmtpTrainer
 
@@ -16,7 +17,7 @@ def example(monkeypatch):
     """The code block, run."""
     (block,) = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
     trainers = dict(TRAINERS)
-    exec(block, {"BaseWmtpTrainer": BaseWmtpTrainer, "TRAINERS": trainers})
+    exec(block, {"BaseWmtpTrainer": BaseWmtpTrainer, "HeadWeighting": HeadWeighting, "TRAINERS": trainers})
     (name,) = trainers.keys() - TRAINERS.keys()
     monkeypatch.setitem(TRAINERS, name, trainers[name])
     return name, block
@@ -33,7 +34,7 @@ def test_it_trains_like_any_other(example, make_trainer, normalize_by):
     trainer = make_trainer(algo=name, steps=15, normalize_by=normalize_by)
     before = trainer.evaluate()["held_out/ce/head_0"]
     assert trainer.train()["held_out/ce/head_0"] < before
-    for signals, weights in trainer.weighting.seen:
+    for signals, weights in trainer.objective.weighting.seen:
         for ce, valid, weight in zip(
             signals.ce.view(-1, 3), signals.valid.view(-1, 3), weights.view(-1, 3), strict=True
         ):

@@ -8,16 +8,16 @@ from wmtp_core import Rho1Weighting
 
 def test_it_wires_the_settings_selection_and_a_live_reference(make_trainer):
     trainer = make_trainer(algo="rho1-wmtp", selection={"k_percent": 0.3, "scope": "sequence"})
-    assert trainer.weighting.weighting == Rho1Weighting(0.3, "sequence", group=None)
-    assert trainer.reference is not None
-    assert trainer.value_objective is None
+    assert trainer.objective.weighting.weighting == Rho1Weighting(0.3, "sequence", group=None)
+    assert trainer.objective.reference is not None
+    assert trainer.objective.value_objective is None
 
 
 @pytest.mark.parametrize("k_percent", [0.1, 0.6, 1.0])
 def test_head_0_keeps_everything_and_later_heads_exactly_their_share(make_trainer, k_percent):
     trainer = make_trainer(algo="rho1-wmtp", steps=2, selection={"k_percent": k_percent})
     trainer.train()
-    for signals, weights in trainer.weighting.seen:
+    for signals, weights in trainer.objective.weighting.seen:
         assert torch.equal(weights[..., 0], signals.valid[..., 0].float())
         for h in (1, 2):
             n = int(signals.valid[..., h].sum())
@@ -27,5 +27,5 @@ def test_head_0_keeps_everything_and_later_heads_exactly_their_share(make_traine
 def test_one_head_has_nothing_to_select(make_trainer):
     trainer = make_trainer(algo="rho1-wmtp", steps=1, model={"horizon": 1})
     trainer.train()
-    signals, weights = trainer.weighting.seen[0]
+    signals, weights = trainer.objective.weighting.seen[0]
     assert torch.equal(weights, signals.valid.float())

@@ -122,8 +122,8 @@ class CriticSettings(BaseModel):
     """Steps during which only the value head uses the rewards, and all heads weigh alike."""
     value_coefficient: float = Field(0.1, gt=0)
     """Weight of the value loss in the total loss."""
-    return_lambda: float = Field(0.95, ge=0, le=1)
-    """λ of the returns that the value head regresses on."""
+    return_lambda: float = Field(1.0, ge=0, le=1)
+    """λ of the returns that the value head regresses on; 1 is the reward itself, less reaches back 1/(1−λ) tokens."""
     gradient_to_trunk: bool = False
     """Let the value loss train the trunk too."""
 

@@ -93,6 +93,7 @@ class BaseWmtpTrainer:
         rows_per_step = self.micro_batch * self.accumulation * self.world
         tokens_per_step = rows_per_step * settings.data.sequence_length
         self.loader = self._open_loader(consumed_rows=self.step * rows_per_step)
+        figures = self.evaluate() if settings.evaluate_every and self.step == 0 else {}
         progress = tqdm(
             desc=settings.algo,
             total=settings.steps * tokens_per_step,
@@ -101,9 +102,6 @@ class BaseWmtpTrainer:
             unit_scale=True,
             disable=not is_first,
         )
-        figures: dict[str, float] = {}
-        if settings.evaluate_every and self.step == 0:
-            figures = self.evaluate()
         self.interval_start, self.interval_steps = time.perf_counter(), 0
         while self.step < settings.steps:
             self.train_step()

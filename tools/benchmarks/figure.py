@@ -1,0 +1,78 @@
+"""Comparisons as horizontal bars."""
+
+from collections.abc import Sequence
+from io import BytesIO
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.comparison import Comparison
+
+INK, MUTED = "#1c2128", "#68707c"
+BARS = {"loss": "#2f7fd0", "step": "#009e73"}
+
+
+def draw_comparisons(comparisons: Sequence[Comparison], caption: str) -> bytes:
+    """A PNG with a panel for each comparison: bars are median time ratios, whiskers the lowest and highest."""
+    operations = list(dict.fromkeys(comparison.operation for comparison in comparisons))
+    columns = max(sum(c.operation == operation for c in comparisons) for operation in operations)
+    figure = Figure(figsize=(1.2 + 4.3 * columns, 0.7 + 2.7 * len(operations)), layout="constrained")
+    grid = figure.subplots(len(operations), columns, squeeze=False, sharey="row")
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for row, operation in zip(grid, operations, strict=True):
+        for axes, comparison in zip(row, (c for c in comparisons if c.operation == operation), strict=False):
+            axes.set_visible(True)
+            _draw_ratios(axes, comparison)
+    figure.supxlabel(caption, fontsize=8, color=MUTED)
+    return _png(figure)
+
+
+def draw_parts(parts: dict[str, dict[str, float]], colours: dict[str, str], caption: str) -> bytes:
+    """A PNG with a bar for each algorithm, stacked from the seconds of its parts."""
+    figure = Figure(figsize=(9, 1.3 + 0.55 * len(parts)), layout="constrained")
+    axes = figure.subplots()
+    for name, seconds in parts.items():
+        left = 0.0
+        for part, value in seconds.items():
+            axes.barh(name, value, left=left, color=colours[part], height=0.62, label=part)
+            left += value
+        axes.text(left, name, f" {left:.2f} s", va="center", color=INK, fontsize=9)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    _clean(axes)
+    axes.set_xlabel("seconds a step", color=MUTED, fontsize=9)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=9)
+    figure.supxlabel(caption, fontsize=8, color=MUTED)
+    return _png(figure)
+
+
+def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
+    names, clock = list(comparison.measurements), comparison.clocks[0]
+    ratios = [comparison.time_ratio(name, clock) for name in names]
+    medians = [ratio.median for ratio in ratios]
+    whiskers = [[r.median - r.low for r in ratios], [r.high - r.median for r in ratios]]
+    axes.barh(names, medians, xerr=whiskers, height=0.62, color=BARS[comparison.operation], ecolor=INK, capsize=2.5)
+    for name, ratio in zip(names, ratios, strict=True):
+        axes.text(ratio.high, name, f"  {ratio.median:.2f}", va="center", color=INK, fontsize=9)
+    axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_xlim(0, 1.2 * max(ratio.high for ratio in ratios))
+    heading, _, rest = comparison.title.partition(", ")
+    axes.set_title(f"{comparison.operation}, {heading}", loc="left", fontsize=11, color=INK, pad=18)
+    axes.text(0, 1.03, rest, transform=axes.transAxes, fontsize=8, color=MUTED)
+    axes.set_xlabel(f"{clock} time / {names[0]}", color=MUTED, fontsize=9)
+    _clean(axes)
+
+
+def _clean(axes: Axes) -> None:
+    if not axes.yaxis_inverted():
+        axes.invert_yaxis()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0, labelsize=9)
+    axes.grid(axis="x", linewidth=0.6, alpha=0.25)
+    axes.set_axisbelow(True)
+
+
+def _png(figure: Figure) -> bytes:
+    image = BytesIO()
+    figure.savefig(image, format="png", dpi=150)
+    return image.getvalue()

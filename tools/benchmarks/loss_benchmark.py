@@ -1,0 +1,99 @@
+"""The benchmark of the loss op, forward and backward."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.comparison import Comparison, Measurement
+from benchmarks.equality import check_loss_variant
+from benchmarks.loss_variants import LossResult, LossVariant, loss_variants, share_guessed_wrong
+from benchmarks.memory import peak_memory, why_not_measured
+from benchmarks.problems import LossProblem, LossShape, make_loss_problem
+from benchmarks.stopwatch import interleaved
+
+# The vocabulary is large enough for our op to work in more than one chunk.
+CHECKED = LossShape(vocab_size=131072, positions=48, hidden_size=32)
+_TINY = LossShape(vocab_size=512, positions=16, hidden_size=16)
+_LARGE_ON_CPU = [LossShape(8192, 1024, 512), LossShape(32768, 512, 512), LossShape(131072, 128, 512)]
+_LARGE_ON_CUDA = [LossShape(8192, 4096, 2048), LossShape(32768, 4096, 2048), LossShape(131072, 4096, 2048)]
+_QUICK = [LossShape(8192, 32, 32)]
+# A CPU takes long for the positions of a real batch; once, for the memory, it can.
+_MEMORY_POSITIONS_ON_CPU = {8192: 4096, 32768: 4096, 131072: 512}
+
+
+def loss_comparisons(
+    device: torch.device, dtype: torch.dtype, rounds: int, quick: bool, skipped: dict[str, str]
+) -> Iterator[Comparison]:
+    """Compare all variants that there are on every shape; `skipped` receives which were left out, and why.
+
+    Raises:
+        WrongResult: one of ours, or the naive form, is wrong.
+    """
+    variants, unavailable = loss_variants(device)
+    skipped.update(unavailable)
+    errors = {}
+    for name, variant in list(variants.items()):
+        try:
+            errors[name] = check_loss_variant(variant, make_loss_problem(CHECKED, device, dtype))
+        except Exception as error:
+            if not variant.is_peer:
+                raise
+            skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            del variants[name]
+    for shape in _QUICK if quick else _LARGE_ON_CUDA if device.type == "cuda" else _LARGE_ON_CPU:
+        positions = shape.positions
+        if device.type == "cpu" and not quick:
+            positions = _MEMORY_POSITIONS_ON_CPU[shape.vocab_size]
+        yield _compare(variants, errors, shape, replace(shape, positions=positions), device, dtype, rounds)
+
+
+def _compare(
+    variants: dict[str, LossVariant],
+    errors: dict[str, float],
+    shape: LossShape,
+    memory_shape: LossShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    rounds: int,
+) -> Comparison:
+    peaks: dict[str, int] = {}
+    if why_not_measured(device) is None:
+        for name in variants:
+            prepare = partial(prepare_loss, name, device=device, dtype=dtype)
+            peaks[name] = peak_memory(partial(prepare, shape=_TINY), partial(prepare, shape=memory_shape), device)
+    problem = make_loss_problem(shape, device, dtype)
+    samples = interleaved({name: partial(variant, problem) for name, variant in variants.items()}, rounds, device)
+    measurements = {}
+    for name, variant in variants.items():
+        measurements[name] = Measurement(samples[name], errors[name], peaks.get(name))
+        if not variant.is_peer:
+            flop, guessed_wrong = inspect(variant, problem)
+            measurements[name] = replace(
+                measurements[name], pass_flop=flop / shape.pass_flop, guessed_wrong=guessed_wrong
+            )
+    title = f"V = {shape.vocab_size}, {shape.positions} positions × {shape.horizon} heads, D = {shape.hidden_size}"
+    return Comparison("loss", title, asdict(shape), asdict(memory_shape), measurements)
+
+
+def prepare_loss(name: str, shape: LossShape, device: torch.device, dtype: torch.dtype) -> Callable[[], LossResult]:
+    """A problem of that shape and the variant of that name, to be run on it."""
+    return partial(loss_variants(device)[0][name], make_loss_problem(shape, device, dtype))
+
+
+def inspect(variant: LossVariant, problem: LossProblem) -> tuple[int, float | None]:
+    """FLOP of one run's matrix products as torch counts them, and the share guessed wrong, if the variant guesses.
+
+    A peer hides its products in operators of its own, so its count would be too low.
+    """
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_flop}) as counter:
+        guessed_wrong = share_guessed_wrong(variant, problem)
+    return int(counter.get_total_flops()), guessed_wrong
+
+
+def _addmm_flop(_total: list[int], a: list[int], b: list[int], **_: Any) -> int:
+    """Torch counts `addmm`, and not `addmm_`: shapes `[n, k]` and `[k, m]`."""
+    return 2 * a[0] * a[1] * b[1]

@@ -1,0 +1,122 @@
+"""The loss op, forward and backward, in every form that the benchmark compares."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers import PEERS, PerTokenLoss, Unavailable
+from benchmarks.problems import LossProblem
+from wmtp_core import (
+    GradientGuess,
+    HeadWeighting,
+    Rho1Weighting,
+    UniformWeighting,
+    WeightGuess,
+    dense_cross_entropy,
+    linear_cross_entropy,
+    weighted_mtp_loss,
+)
+
+NAIVE = "naive"
+UNIFORM, RHO1 = UniformWeighting(), Rho1Weighting(k_percent=0.6)
+
+
+@dataclass(frozen=True)
+class LossVariant:
+    """One way to the weighted loss and its gradients."""
+
+    name: str
+    weighting: HeadWeighting
+    cross_entropy: PerTokenLoss | None = None
+    """Hidden states `[N, D]`, unembedding `[V, D]` and targets `[N]` to losses `[N]`; None: ours, with a guess."""
+    is_peer: bool = False
+    """Somebody else's: where it is wrong or does not run, it is left out and the reason printed."""
+
+    def __call__(self, problem: LossProblem, watch: Callable[[WeightGuess], WeightGuess] | None = None) -> "LossResult":
+        """Fills `problem.hidden.grad` and `problem.weight.grad` anew.
+
+        Args:
+            watch: wraps the guess that ours is given, where it is given one.
+        """
+        problem.hidden.grad = problem.weight.grad = None
+        ce = self._losses(problem, watch).view_as(problem.targets)
+        weights = self.weighting.compute_head_weights(problem.signals(ce.detach()))
+        loss = weighted_mtp_loss(ce, weights, problem.counts)
+        loss.backward()
+        return LossResult(loss.detach(), weights)
+
+    def _losses(self, problem: LossProblem, watch: Callable[[WeightGuess], WeightGuess] | None) -> Tensor:
+        hidden, weight, targets = problem.hidden, problem.weight, problem.targets.flatten()
+        if self.cross_entropy is not None:
+            return self.cross_entropy(hidden, weight, targets)
+        guess = self.weighting.guess_weights(problem.signals(problem.reference_ce[:0]))
+        assert guess is not None, "the rules that are compared can all guess"
+        guess = watch(guess) if watch else guess
+        gradient = GradientGuess(guess, 1 / problem.counts.clamp(min=1))
+        return linear_cross_entropy(hidden, weight, targets, guess=gradient)
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """The loss, a scalar, and the head weights `[B, S, H]` that it was taken with."""
+
+    loss: Tensor
+    weights: Tensor
+
+
+@dataclass
+class WatchedGuess:
+    """A guess that remembers what it said."""
+
+    guess: WeightGuess
+    said: dict[str, list[Tensor]] = field(default_factory=lambda: {"positions": [], "weights": []})
+
+    def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
+        """As the guess."""
+        weights = self.guess(positions, ce)
+        self.said["positions"].append(positions)
+        self.said["weights"].append(weights)
+        return weights
+
+    def share_wrong(self, weights: Tensor, valid: Tensor) -> float:
+        """Share of the valid predictions, bool `[B, S, H]`, that were kept and should not be, or the other way."""
+        guessed = torch.zeros_like(weights).flatten(0, 1)  # [P, H]
+        guessed[torch.cat(self.said["positions"])] = torch.cat(self.said["weights"])
+        wrong = (guessed.view_as(weights) != 0) != (weights != 0)
+        return float((wrong & valid).sum() / valid.sum())
+
+
+def share_guessed_wrong(variant: LossVariant, problem: LossProblem) -> float | None:
+    """How much of a problem the variant's guess gets wrong; None where it does not guess."""
+    watched: list[WatchedGuess] = []
+
+    def watch(guess: WeightGuess) -> WatchedGuess:
+        watched.append(WatchedGuess(guess))
+        return watched[-1]
+
+    result = variant(problem, watch)
+    return watched[0].share_wrong(result.weights, problem.valid) if watched else None
+
+
+def loss_variants(device: torch.device) -> tuple[dict[str, LossVariant], dict[str, str]]:
+    """What there is to compare on a device, by name and the naive form first, and why the rest is not."""
+    variants = [
+        LossVariant(NAIVE, RHO1, _naive),
+        LossVariant("fused, no selection", UNIFORM),
+        LossVariant("ours, rho1", RHO1),
+        LossVariant("ours, rho1, no guess", RHO1, linear_cross_entropy),
+    ]
+    skipped = {}
+    for name, load in PEERS.items():
+        try:
+            variants.append(LossVariant(name, RHO1, load(device), is_peer=True))
+        except Unavailable as reason:
+            skipped[name] = str(reason)
+    return {variant.name: variant for variant in variants}, skipped
+
+
+def _naive(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The logits of all heads at once, and autograd."""
+    return dense_cross_entropy(torch.nn.functional.linear(hidden, weight), targets)

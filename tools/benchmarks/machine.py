@@ -1,0 +1,40 @@
+"""What the figures were measured with."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ["torch", "transformers", "triton", "liger-kernel", "cut-cross-entropy", "wmtp-core", "wmtp-models"]
+
+
+def describe_machine(device: torch.device) -> dict[str, str | int]:
+    """Processor, cores and threads, and on CUDA the device."""
+    described: dict[str, str | int] = {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        described["gpu"] = torch.cuda.get_device_name(device)
+        described["cuda"] = torch.version.cuda or ""
+    return described
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter, as far as they are installed."""
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {"python": platform.python_version()} | {name: installed[name] for name in _PACKAGES if name in installed}
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

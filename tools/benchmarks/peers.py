@@ -1,0 +1,60 @@
+"""Other people's per-token linear cross-entropies, where this machine has them. They select like ours, outside."""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+PerTokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Hidden states `[N, D]`, unembedding `[V, D]` and targets int64 `[N]` (-100: none) to losses `[N]`."""
+
+
+class Unavailable(Exception):
+    """A peer that cannot be compared here; the message says why."""
+
+
+def _torch_chunked(device: torch.device) -> PerTokenLoss:
+    """`torch.nn.functional.linear_cross_entropy` in chunks, as its own choice for the device and dtype has it."""
+    if not hasattr(torch.nn.functional, "linear_cross_entropy"):
+        raise Unavailable(f"torch {torch.__version__} has no F.linear_cross_entropy; torch 2.13 does")
+    options = torch.nn.LinearCrossEntropyOptions()
+
+    def losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return torch.nn.functional.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options)
+
+    return losses
+
+
+def _liger(device: torch.device) -> PerTokenLoss:
+    """Liger-Kernel (Hsu et al., arXiv 2410.10989)."""
+    _require("liger_kernel", "liger-kernel", device)
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss(reduction="none")
+    return lambda hidden, weight, targets: loss(weight, hidden, targets)
+
+
+def _cut_cross_entropy(device: torch.device) -> PerTokenLoss:
+    """Cut cross-entropy (Wijmans et al., arXiv 2411.09009), without its filter of small gradients: it is not exact."""
+    _require("cut_cross_entropy", "cut-cross-entropy", device)
+    from cut_cross_entropy import linear_cross_entropy
+
+    return lambda hidden, weight, targets: linear_cross_entropy(
+        hidden, weight, targets, reduction="none", impl="cce_exact"
+    )
+
+
+def _require(module: str, package: str, device: torch.device) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise Unavailable(f"{package} is not installed")
+    if device.type != "cuda":
+        raise Unavailable(f"{package} needs CUDA, and this run is on {device.type}")
+
+
+PEERS: dict[str, Callable[[torch.device], PerTokenLoss]] = {
+    "torch F.linear_cross_entropy": _torch_chunked,
+    "Liger-Kernel": _liger,
+    "cut-cross-entropy": _cut_cross_entropy,
+}
+"""What gives a peer's op for a device, or raises Unavailable."""

@@ -1,0 +1,101 @@
+"""The benchmark of whole training steps: forward, backward and optimizer."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.comparison import Comparison, Measurement
+from benchmarks.equality import TOLERANCE, WrongResult, check_selection, require_close
+from benchmarks.memory import peak_memory, why_not_measured
+from benchmarks.stopwatch import interleaved
+from benchmarks.training import STEP_VARIANTS, VALUE_COEFFICIENT, StepShape, StepVariant, TrainingStep
+from wmtp_core import Rho1Weighting, UniformWeighting, dense_cross_entropy, mtp_targets, weighted_mtp_loss
+from wmtp_core.critic import lambda_return_losses
+
+CHECKED = StepShape(vocab_size=131072, batch=2, length=24, hidden_size=32, layers=2)
+_TINY = StepShape(vocab_size=512, batch=2, length=16, hidden_size=16, layers=2)
+_LARGE_ON_CPU = [
+    StepShape(8192, batch=4, length=256, hidden_size=256, layers=8),
+    StepShape(32768, batch=2, length=256, hidden_size=256, layers=8),
+    StepShape(131072, batch=1, length=256, hidden_size=256, layers=8),
+]
+_LARGE_ON_CUDA = [
+    StepShape(8192, batch=4, length=1024, hidden_size=1024, layers=12),
+    StepShape(32768, batch=4, length=1024, hidden_size=1024, layers=12),
+    StepShape(131072, batch=4, length=1024, hidden_size=1024, layers=12),
+]
+_QUICK = [StepShape(8192, batch=2, length=16, hidden_size=32, layers=2)]
+
+
+def step_comparisons(device: torch.device, dtype: torch.dtype, rounds: int, quick: bool) -> Iterator[Comparison]:
+    """Compare all variants on every shape.
+
+    Raises:
+        WrongResult: a variant's loss or gradients are wrong.
+    """
+    errors = {name: check_step(name, variant, device, dtype) for name, variant in STEP_VARIANTS.items()}
+    for shape in _QUICK if quick else _LARGE_ON_CUDA if device.type == "cuda" else _LARGE_ON_CPU:
+        yield _compare(errors, shape, device, dtype, rounds)
+
+
+def check_step(name: str, variant: StepVariant, device: torch.device, dtype: torch.dtype) -> float:
+    """Compare a step with the dense form of itself in float32; returns the largest error, relative to the norm.
+
+    Raises:
+        WrongResult: the selection is not the exact one, or loss or gradients differ by more than rounding.
+    """
+    step = TrainingStep(variant, CHECKED, device, dtype)
+    result = step.forward_backward()
+    found = _gradients(step)
+    step.optimizer.zero_grad()
+
+    logits = step.policy.head_logits(step.input_ids, document_ids=step.document_ids)
+    targets, valid = mtp_targets(step.input_ids, CHECKED.horizon, document_ids=step.document_ids)
+    ce = dense_cross_entropy(logits, targets)
+    expected = weighted_mtp_loss(ce, result.weights, valid.sum(dim=(0, 1)))
+    if variant.has_critic:
+        values = step.policy(step.input_ids, document_ids=step.document_ids).values
+        losses, counted = lambda_return_losses(values, step.rewards, 1.0, step.document_ids)
+        expected = expected + VALUE_COEFFICIENT * losses.sum() / counted.sum()
+    expected.backward()
+    if isinstance(variant.weighting, Rho1Weighting):
+        reference_ce = result.signals.reference_ce
+        assert reference_ce is not None
+        slack = 1e-4 if dtype == torch.float32 else 0.2
+        check_selection(name, result.weights, ce.detach(), reference_ce, valid, slack)
+    if isinstance(variant.weighting, UniformWeighting) and not torch.equal(result.weights != 0, valid):
+        raise WrongResult(f"{name}: weights that are not uniform")
+    return max(
+        require_close(f"{name}: loss", result.loss, expected.detach(), TOLERANCE[dtype]),
+        require_close(f"{name}: gradient", found, _gradients(step), TOLERANCE[dtype]),
+    )
+
+
+def _gradients(step: TrainingStep) -> Tensor:
+    """Every gradient of the policy in one vector."""
+    gradients = [p.grad for p in step.policy.parameters() if p.grad is not None]
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def _compare(
+    errors: dict[str, float], shape: StepShape, device: torch.device, dtype: torch.dtype, rounds: int
+) -> Comparison:
+    peaks: dict[str, int] = {}
+    if why_not_measured(device) is None:
+        for name in STEP_VARIANTS:
+            prepare = partial(prepare_step, name, device=device, dtype=dtype)
+            peaks[name] = peak_memory(partial(prepare, shape=_TINY), partial(prepare, shape=shape), device)
+    steps = {name: prepare_step(name, shape, device, dtype) for name in STEP_VARIANTS}
+    samples = interleaved(steps, rounds, device)
+    measurements = {name: Measurement(samples[name], errors[name], peaks.get(name)) for name in STEP_VARIANTS}
+    tokens = f"{shape.batch} × {shape.length} tokens"
+    title = f"V = {shape.vocab_size}, {tokens}, {shape.horizon} heads on {shape.layers} layers, D = {shape.hidden_size}"
+    return Comparison("step", title, asdict(shape), asdict(shape), measurements)
+
+
+def prepare_step(name: str, shape: StepShape, device: torch.device, dtype: torch.dtype) -> TrainingStep:
+    """A training step of the variant of that name."""
+    return TrainingStep(STEP_VARIANTS[name], shape, device, dtype)
