@@ -44,12 +44,6 @@ def processes() -> Iterator[None]:
         os.environ.pop(name, None)
 
 
-@pytest.fixture
-def alone() -> dict[str, str]:
-    """The environment for a process that is to start by itself, whatever this one has joined."""
-    return {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-
-
 @pytest.fixture(scope="session")
 def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of train.jsonl, held_out.jsonl, pairs.jsonl, tokenizer/, reference/ and a cache/ that tests share."""

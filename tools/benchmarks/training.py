@@ -48,11 +48,8 @@ class StepVariant:
     reference: Literal["none", "live", "scored"] = "none"
     dense: bool = False
     """Logits of all heads, and autograd."""
-
-    @property
-    def has_critic(self) -> bool:
-        """Whether the policy has a value head, which learns from rewards."""
-        return isinstance(self.weighting, CriticWeighting)
+    has_critic: bool = False
+    """The policy has a value head, which learns from rewards."""
 
 
 STEP_VARIANTS = {
@@ -60,7 +57,7 @@ STEP_VARIANTS = {
     "mtp-baseline, fused": StepVariant(UniformWeighting()),
     "rho1, live reference": StepVariant(Rho1Weighting(), reference="live"),
     "rho1, scored": StepVariant(Rho1Weighting(), reference="scored"),
-    "critic": StepVariant(CriticWeighting()),
+    "critic": StepVariant(CriticWeighting(), has_critic=True),
 }
 
 
@@ -91,25 +88,28 @@ class TrainingStep:
         dtype: torch.dtype,
         mark: Mark = lambda part: None,
     ) -> None:
-        self.variant, self.mark = variant, mark
+        self.variant, self.horizon, self.mark = variant, shape.horizon, mark
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
         torch.manual_seed(0)
-        self.input_ids = _tokens(shape).to(device)  # [B, S]
-        self.document_ids = (torch.arange(shape.length) * 2 // shape.length).expand_as(self.input_ids).to(device)
+        documents = torch.arange(shape.length) * 2 // shape.length
+        self.take(_tokens(shape).to(device), documents.expand(shape.batch, -1).to(device))
         self.rewards = torch.rand(shape.batch, 1).expand_as(self.input_ids).to(device)
-        self.valid = mtp_targets(self.input_ids, shape.horizon, document_ids=self.document_ids)[1]
-        self.counts = self.valid.sum(dim=(0, 1))  # [H]
         self.policy = MtpForCausalLM.wrap(_llama(shape), shape.horizon).to(device)
-        self.reference = ReferenceModel(_llama(shape)).to(device) if variant.reference != "none" else None
-        self.scores = self._score() if variant.reference == "scored" else None
+        self.reference = None if variant.reference == "none" else ReferenceModel(_llama(shape)).to(device)
         if variant.reference == "scored":
-            self.reference = None
+            self.scores, self.reference = self._score(), None
         if variant.has_critic:
             self.policy.add_value_head()
             assert self.policy.value_head is not None
             scale = shape.hidden_size**-0.5  # at 0, where it starts, all values are 0 and all weights 1
             torch.nn.init.normal_(self.policy.value_head.value.weight, std=scale)
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-4)
+
+    def take(self, input_ids: Tensor, document_ids: Tensor, scores: Tensor | None = None) -> None:
+        """Train on these from now on: int64 `[B, S]` twice, and the reference's losses float32 `[B, S]`."""
+        self.input_ids, self.document_ids, self.scores = input_ids, document_ids, scores
+        self.valid = mtp_targets(input_ids, self.horizon, document_ids=document_ids)[1]
+        self.counts = self.valid.sum(dim=(0, 1))  # [H]
 
     def __call__(self) -> None:
         """One optimizer step."""
@@ -157,7 +157,7 @@ class TrainingStep:
     def _dense_losses(self) -> MtpOutput:
         with self.autocast:
             logits = self.policy.head_logits(self.input_ids, document_ids=self.document_ids)  # [B, S, H, V]
-        targets, valid = mtp_targets(self.input_ids, self.valid.shape[-1], document_ids=self.document_ids)
+        targets, valid = mtp_targets(self.input_ids, self.horizon, document_ids=self.document_ids)
         return MtpOutput(dense_cross_entropy(logits, targets), valid, None)
 
 
