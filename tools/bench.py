@@ -4,7 +4,8 @@
 
 Everything is compared with an exact computation first. Then the variants take turns, round by round, so that ratios of
 one round do not depend on what else the machine does. Prints Markdown tables; writes every single measurement to
-bench.json and a picture to bench.png. Sizes depend on the device; peak memory on CPU needs about 10 GB free.
+bench.json and a picture to bench.png. Sizes depend on the device; the naive forms need about 10 GB of memory on a CPU
+and 40 GB on a GPU.
 """
 
 import argparse

@@ -15,7 +15,8 @@ from benchmarks.figure import draw_parts
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.options import Options, add_options, check_options
 from benchmarks.parts import PARTS, measure_parts
-from benchmarks.training import STEP_VARIANTS, StepShape
+from benchmarks.step_shape import StepShape
+from benchmarks.training import STEP_VARIANTS
 from wmtp_core import UserError
 
 _ON_CPU = StepShape(8192, batch=4, length=256, hidden_size=256, layers=8)

@@ -98,7 +98,7 @@ def test_two_ranks_read_the_figures_of_both_together(random_micro_batch, over_tw
     everything = brute_force(shares[0] + shares[1], 2, newest={1, 3})
     for rank in ranks:
         assert rank["statistics"] == pytest.approx(everything, rel=1e-5)
-        assert rank["error"].startswith("step 6: the loss of head 1 on rank 1 is not finite; no checkpoint; ")
+        assert rank["error"].startswith("step 7: the loss of head 1 on rank 1 is not finite; no checkpoint; ")
 
 
 def test_what_a_run_does_not_have_is_not_reported(processes, random_micro_batch):
@@ -134,7 +134,7 @@ def test_the_first_loss_that_is_not_finite_is_named(processes, random_micro_batc
             loss.signals.ce[0, 0] = poison  # what follows from a bad update is not what is named
         statistics.add(loss)
     statistics.read(3)
-    message = rf"step 5: the loss of head {head} on rank 0 is not finite; the last good checkpoint is here; .*--resume"
+    message = rf"step 6: the loss of head {head} on rank 0 is not finite; the last good checkpoint is here; .*--resume"
     for _ in range(2):  # a read does not make it forgotten
         with pytest.raises(UserError, match=message):
             statistics.refuse_non_finite("the last good checkpoint is here")
@@ -144,7 +144,7 @@ def test_a_value_loss_that_is_not_finite_is_named(processes, random_micro_batch)
     loss = micro_batch(random_micro_batch, 1, step=2)
     statistics = IntervalStatistics(HORIZON, KINDS, torch.device("cpu"))
     statistics.add(replace(loss, value_sum=torch.tensor(math.nan)))
-    with pytest.raises(UserError, match="step 2: the loss of the value head on rank 0"):
+    with pytest.raises(UserError, match="step 3: the loss of the value head on rank 0"):
         statistics.refuse_non_finite("")
 
 

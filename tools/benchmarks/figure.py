@@ -32,12 +32,12 @@ def draw_parts(parts: dict[str, dict[str, float]], colours: dict[str, str], capt
     """A PNG with a bar for each algorithm, stacked from the seconds of its parts."""
     figure = Figure(figsize=(9, 1.3 + 0.55 * len(parts)), layout="constrained")
     axes = figure.subplots()
-    for name, seconds in parts.items():
+    for row, (name, seconds) in enumerate(parts.items()):
         left = 0.0
         for part, value in seconds.items():
             axes.barh(name, value, left=left, color=colours[part], height=0.62, label=part)
             left += value
-        axes.text(left, name, f" {left:.2f} s", va="center", color=INK, fontsize=9)
+        axes.text(left, row, f" {left:.3g} s", va="center", color=INK, fontsize=9)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     _clean(axes)
     axes.set_xlabel("seconds a step", color=MUTED, fontsize=9)
@@ -52,8 +52,8 @@ def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
     medians = [ratio.median for ratio in ratios]
     whiskers = [[r.median - r.low for r in ratios], [r.high - r.median for r in ratios]]
     axes.barh(names, medians, xerr=whiskers, height=0.62, color=BARS[comparison.operation], ecolor=INK, capsize=2.5)
-    for name, ratio in zip(names, ratios, strict=True):
-        axes.text(ratio.high, name, f"  {ratio.median:.2f}", va="center", color=INK, fontsize=9)
+    for row, ratio in enumerate(ratios):
+        axes.text(ratio.high, row, f"  {ratio.median:.2f}", va="center", color=INK, fontsize=9)
     axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")
     axes.set_xlim(0, 1.2 * max(ratio.high for ratio in ratios))
     heading, _, rest = comparison.title.partition(", ")

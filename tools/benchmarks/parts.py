@@ -4,13 +4,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
-from benchmarks.training import Mark, StepShape, StepVariant, TrainingStep
+from benchmarks.step_shape import StepShape
+from benchmarks.training import Mark, StepVariant, TrainingStep
 from wmtp_core import HeadWeighting, TokenSignals, WeightGuess
+from wmtp_models import MtpForCausalLM
 from wmtp_train.data.batch import Batch
 from wmtp_train.data.loader import TrainLoader
 from wmtp_train.data.prepared import PreparedData
@@ -98,20 +102,22 @@ def measure_parts(
     return {part: seconds / steps for part, seconds in clock.seconds.items()}
 
 
-def _mark_inside(policy: nn.Module, mark: Mark) -> None:
+def _mark_inside(policy: MtpForCausalLM, mark: Mark) -> None:
     """Mark where trunk and heads end, forward and backward: a gradient that arrives says that what follows is done."""
 
     def before_heads(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         mark("trunk forward")
         inputs[0].register_hook(lambda _gradient: mark("heads backward"))
 
+    def after_heads(_module: nn.Module, _inputs: tuple[Tensor, ...], _output: Any) -> None:
+        mark("heads forward")
+
+    def after_trunk(_module: nn.Module, _inputs: tuple[Tensor, ...], output: ModelOutput) -> None:
+        output.last_hidden_state.register_hook(lambda _gradient: mark("loss backward"))
+
     policy.head_layers.register_forward_pre_hook(before_heads)
-    policy.head_layers.register_forward_hook(lambda *_: mark("heads forward"))
-    policy.causal_lm.base_model.register_forward_hook(
-        lambda _module, _inputs, output: (
-            output.last_hidden_state.register_hook(lambda _: mark("loss backward")) and None
-        )
-    )
+    policy.head_layers.register_forward_hook(after_heads)
+    policy.causal_lm.base_model.register_forward_hook(after_trunk)
 
 
 def _batches(shape: StepShape, device: torch.device) -> Iterator[Batch]:

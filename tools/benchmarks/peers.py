@@ -29,7 +29,7 @@ def _torch_chunked(device: torch.device) -> PerTokenLoss:
 def _liger(device: torch.device) -> PerTokenLoss:
     """Liger-Kernel (Hsu et al., arXiv 2410.10989)."""
     _require("liger_kernel", "liger-kernel", device)
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # type: ignore[import-not-found]
 
     loss = LigerFusedLinearCrossEntropyLoss(reduction="none")
     return lambda hidden, weight, targets: loss(weight, hidden, targets)
@@ -38,7 +38,7 @@ def _liger(device: torch.device) -> PerTokenLoss:
 def _cut_cross_entropy(device: torch.device) -> PerTokenLoss:
     """Cut cross-entropy (Wijmans et al., arXiv 2411.09009), without its filter of small gradients: it is not exact."""
     _require("cut_cross_entropy", "cut-cross-entropy", device)
-    from cut_cross_entropy import linear_cross_entropy
+    from cut_cross_entropy import linear_cross_entropy  # type: ignore[import-not-found]
 
     return lambda hidden, weight, targets: linear_cross_entropy(
         hidden, weight, targets, reduction="none", impl="cce_exact"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wmtp_core import TokenSignals, mtp_targets
+from wmtp_core import TokenSignals, mtp_targets, shift_to_heads
 
 _DOCUMENT = 32  # positions that are about as hard as each other
 
@@ -69,12 +69,13 @@ def make_loss_problem(shape: LossShape, device: torch.device, dtype: torch.dtype
     targets, valid = mtp_targets(labels, shape.horizon)  # [B, S, H]
     by_document = normal(batch, -(-length // _DOCUMENT)).repeat_interleave(_DOCUMENT, dim=1)[:, :length]
     nothing_known = math.log(shape.vocab_size) + 0.5  # the logits of other tokens have variance 1
-    known = nothing_known * torch.sigmoid(0.5 + by_document + normal(batch, length))  # [B, S], nats
-    per_head = known.unsqueeze(-1) * 0.85 ** torch.arange(shape.horizon) + normal(*targets.shape)  # [B, S, H]
+    known = nothing_known * torch.sigmoid(0.5 + by_document + normal(batch, length))  # [B, S], nats, by target position
+    fading = 0.85 ** torch.arange(shape.horizon)  # [H]
+    pull = shift_to_heads(known, shape.horizon) * fading + normal(*targets.shape)  # [B, S, H]
     reference_ce = torch.nn.functional.softplus(nothing_known - known - normal(batch, length))
 
     weight = normal(shape.vocab_size, shape.hidden_size) / shape.hidden_size**0.5
-    towards = weight[targets.clamp(min=0).flatten()] * per_head.reshape(-1, 1)  # [P·H, D]
+    towards = weight[targets.clamp(min=0).flatten()] * pull.reshape(-1, 1)  # [P·H, D]
     hidden = towards + normal(*towards.shape)
     return LossProblem(
         hidden=hidden.to(device, dtype).requires_grad_(),

@@ -10,8 +10,9 @@ from torch import Tensor
 from benchmarks.comparison import Comparison, Measurement
 from benchmarks.equality import TOLERANCE, WrongResult, check_selection, require_close
 from benchmarks.memory import peak_memory, why_not_measured
+from benchmarks.step_shape import StepShape
 from benchmarks.stopwatch import interleaved
-from benchmarks.training import STEP_VARIANTS, VALUE_COEFFICIENT, StepShape, StepVariant, TrainingStep
+from benchmarks.training import STEP_VARIANTS, VALUE_COEFFICIENT, StepVariant, TrainingStep
 from wmtp_core import Rho1Weighting, UniformWeighting, dense_cross_entropy, mtp_targets, weighted_mtp_loss
 from wmtp_core.critic import lambda_return_losses
 

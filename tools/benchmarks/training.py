@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks.step_shape import StepShape, frequent_and_rare_tokens, small_llama
 from wmtp_core import (
     CriticWeighting,
     GradientGuess,
@@ -26,18 +26,6 @@ VALUE_COEFFICIENT = 0.1
 
 Mark = Callable[[str], None]
 """Called when a part of a step is over, with its name."""
-
-
-@dataclass(frozen=True)
-class StepShape:
-    """A batch and a small Llama with tied embeddings."""
-
-    vocab_size: int
-    batch: int
-    length: int
-    hidden_size: int
-    layers: int
-    horizon: int = 4
 
 
 @dataclass(frozen=True)
@@ -80,6 +68,9 @@ class TrainingStep:
         mark: told where each part of a step ends.
     """
 
+    scores: Tensor | None
+    """The reference's losses where they were scored ahead, float32 `[B, S]`."""
+
     def __init__(
         self,
         variant: StepVariant,
@@ -92,10 +83,10 @@ class TrainingStep:
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
         torch.manual_seed(0)
         documents = torch.arange(shape.length) * 2 // shape.length
-        self.take(_tokens(shape).to(device), documents.expand(shape.batch, -1).to(device))
+        self.take(frequent_and_rare_tokens(shape).to(device), documents.expand(shape.batch, -1).to(device))
         self.rewards = torch.rand(shape.batch, 1).expand_as(self.input_ids).to(device)
-        self.policy = MtpForCausalLM.wrap(_llama(shape), shape.horizon).to(device)
-        self.reference = None if variant.reference == "none" else ReferenceModel(_llama(shape)).to(device)
+        self.policy = MtpForCausalLM.wrap(small_llama(shape), shape.horizon).to(device)
+        self.reference = None if variant.reference == "none" else ReferenceModel(small_llama(shape)).to(device)
         if variant.reference == "scored":
             self.scores, self.reference = self._score(), None
         if variant.has_critic:
@@ -159,23 +150,3 @@ class TrainingStep:
             logits = self.policy.head_logits(self.input_ids, document_ids=self.document_ids)  # [B, S, H, V]
         targets, valid = mtp_targets(self.input_ids, self.horizon, document_ids=self.document_ids)
         return MtpOutput(dense_cross_entropy(logits, targets), valid, None)
-
-
-def _llama(shape: StepShape) -> AutoModelForCausalLM:
-    config = LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.hidden_size * 11 // 4,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=max(1, shape.hidden_size // 64),
-        max_position_embeddings=shape.length,
-        tie_word_embeddings=True,
-        initializer_range=shape.hidden_size**-0.5,  # losses that differ from token to token, before any training
-    )
-    return AutoModelForCausalLM.from_config(config)
-
-
-def _tokens(shape: StepShape) -> Tensor:
-    """int64 `[B, S]`, frequent and rare ones as in text (Zipf)."""
-    frequencies = 1 / torch.arange(1, shape.vocab_size + 1)
-    return torch.multinomial(frequencies, shape.batch * shape.length, replacement=True).view(shape.batch, shape.length)

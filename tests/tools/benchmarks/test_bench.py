@@ -12,7 +12,8 @@ from benchmarks.equality import WrongResult
 from benchmarks.loss_variants import RHO1, LossVariant
 from benchmarks.parts import PARTS
 from benchmarks.problems import LossShape
-from benchmarks.training import STEP_VARIANTS, StepShape
+from benchmarks.step_shape import StepShape
+from benchmarks.training import STEP_VARIANTS
 
 
 @pytest.fixture(autouse=True)

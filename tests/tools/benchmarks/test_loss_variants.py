@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from benchmarks.loss_benchmark import inspect
@@ -26,7 +27,8 @@ def test_what_a_guess_said_is_compared_with_what_was_right() -> None:
     weights = torch.tensor([[[1.0, 0.5], [1.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]]])  # [B=2, S=2, H=2]
     valid = torch.ones(2, 2, 2, dtype=torch.bool)
     valid[1, 1, 1] = False
-    assert watched.share_wrong(weights, valid) == 2 / 7  # position 0 missed, 2 kept wrongly; 3 does not count
+    # Head 1 of position 0 was missed; position 2 was taken for head 1; position 3 has no target there.
+    assert watched.share_wrong(weights, valid) == pytest.approx(2 / 7)
 
 
 def test_flop_are_counted_in_passes() -> None:

@@ -5,7 +5,8 @@ import torch
 
 from benchmarks import parts
 from benchmarks.parts import PARTS, PartClock, measure_parts
-from benchmarks.training import STEP_VARIANTS, StepShape
+from benchmarks.step_shape import StepShape
+from benchmarks.training import STEP_VARIANTS
 
 CPU = torch.device("cpu")
 SHAPE = StepShape(vocab_size=300, batch=2, length=16, hidden_size=32, layers=2)

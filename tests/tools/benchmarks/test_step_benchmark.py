@@ -6,7 +6,8 @@ import torch
 
 from benchmarks import step_benchmark
 from benchmarks.equality import WrongResult
-from benchmarks.training import STEP_VARIANTS, StepShape, TrainingStep
+from benchmarks.step_shape import StepShape
+from benchmarks.training import STEP_VARIANTS, TrainingStep
 from wmtp_core import Rho1Weighting, TokenSignals, UniformWeighting
 
 CPU = torch.device("cpu")

@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wmtp_core.errors import UserError
 from wmtp_core.fused_cross_entropy import WeightGuess
 from wmtp_core.guesses import KnownAhead
 from wmtp_core.selection import Scope, check_k_percent, excess_loss, select_top_scores
@@ -52,6 +51,9 @@ class SoftmaxExcessWeighting(HeadWeighting):
         excess = excess_loss(signals.ce, required(signals.reference_ce, "softmax-excess", "reference_ce"))
         return softmax_over_heads(excess.abs(), signals.valid, self.temperature)
 
+    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+        return valid_per_row.sum(dim=0)
+
 
 @dataclass(frozen=True)
 class LabelledWeighting(HeadWeighting):
@@ -64,11 +66,6 @@ class LabelledWeighting(HeadWeighting):
 
     def guess_weights(self, signals: TokenSignals) -> WeightGuess:
         return KnownAhead(self.compute_head_weights(signals))
-
-    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
-        raise UserError(
-            'labelled cannot normalize by "selected": its count is not known ahead; set normalize_by to "valid"'
-        )
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class _Gradients:
     def take_for(self, grad: Tensor) -> Tensor:
         """Turn what was formed for the guess into what `grad` float32 `[N]` asks for; returns what lacks, `[N]`."""
         both = (self.guessed != 0) & (grad != 0)
-        first = both.int().argmax()
+        first = both.int().argmax(keepdim=True)  # [1]: an index of no dimension would be read on the host
         factor = (grad[first] / self.guessed[first]).where(both[first], 0)
         residual = grad - factor * self.guessed
         # A bad guess is not mended but dropped: what is large and then taken away again leaves its rounding behind.

@@ -45,12 +45,15 @@ class HeadWeighting(Protocol):
         ...
 
     def selected_counts(self, valid_per_row: Tensor) -> Tensor:
-        """How many targets each head will keep, known before the forward: int64 `[H]`. By default all.
+        """How many targets each head will keep, known before the forward: int64 `[H]`. By default nobody knows.
 
         Args:
             valid_per_row: int64 `[rows, H]`, the valid targets of every row of the micro-batch over all ranks.
+
+        Raises:
+            UserError: the rule does not know.
         """
-        return valid_per_row.sum(dim=0)
+        raise UserError(f'normalize_by: {type(self).__name__} does not know ahead what it selects; set it to "valid"')
 
     def guess_weights(self, signals: TokenSignals) -> WeightGuess | None:
         """What the weights will be, before the forward (`signals.ce` holds nothing yet). By default nobody knows.
@@ -66,6 +69,9 @@ class UniformWeighting(HeadWeighting):
 
     def compute_head_weights(self, signals: TokenSignals) -> Tensor:
         return signals.valid.float()
+
+    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+        return valid_per_row.sum(dim=0)
 
     def guess_weights(self, signals: TokenSignals) -> WeightGuess:
         return KnownAhead(self.compute_head_weights(signals))
@@ -134,6 +140,9 @@ class CriticWeighting(HeadWeighting):
         if self.transform == "softmax":
             return softmax_over_heads(per_head, signals.valid, self.temperature)
         return self._exponential(per_head, signals.valid)
+
+    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+        return valid_per_row.sum(dim=0)
 
     def guess_weights(self, signals: TokenSignals) -> WeightGuess:
         return KnownAhead(self.compute_head_weights(signals))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import shutil
 from pathlib import Path
@@ -60,10 +61,18 @@ def load_checkpoint(engine: DeepSpeedEngine, path: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads((path / "run.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"checkpoint {path}: no readable run.json, so this is not a checkpoint; remove it") from error
+    if not {"world_size", "stage", "step"} <= about.keys():
+        raise UserError(f"checkpoint {path}: its run.json is not one of a checkpoint; remove the folder")
     for name, here in (("world_size", dist.get_world_size()), ("stage", engine.zero_optimization_stage())):
         if about[name] != here:
             raise UserError(f"checkpoint {path}: saved with {name} {about[name]}, this run has {here}; start it alike")
-    _, client_state = engine.load_checkpoint(str(path.parent), tag=path.name)
+    try:
+        _, client_state = engine.load_checkpoint(str(path.parent), tag=path.name)
+    except (AssertionError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"checkpoint {path}: a file is missing or damaged ({type(error).__name__}); "
+            "remove the folder, then --resume goes on from the one before"
+        ) from error
     _restore_rng(client_state["rng"][dist.get_rank()])
     return about
 

@@ -30,7 +30,7 @@ def load_settings(argv: list[str] | None = None, tiny_config: Path | None = None
     only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     only_config.add_argument("--config", type=Path, default=os.environ.get("WMTP_CONFIG"))
     path = only_config.parse_known_args(arguments)[0].config
-    if path is None and "--tiny" in arguments:
+    if path is None and ("--tiny" in arguments or os.environ.get("WMTP_TINY", "").lower() in ("1", "true")):
         path = tiny_config
     for variable in os.environ:
         field = variable.removeprefix("WMTP_").split("__")[0].lower()
@@ -51,12 +51,14 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"--config {path}: no such file; launch/configs holds examples") from error
+    except OSError as error:
+        raise UserError(f"--config {path}: {str(error.strerror).lower()}; launch/configs holds examples") from error
     except yaml.YAMLError as error:
         raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: a mapping of settings is expected, like `steps: 1000`")
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise UserError(f"--config {path}: the key {odd[0]!r} is not a name; put it in quotes, or remove it")
     return content
 
 

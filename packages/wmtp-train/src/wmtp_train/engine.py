@@ -9,6 +9,8 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 from torch import nn
 
 from wmtp_core import UserError
@@ -34,17 +36,33 @@ def read_deepspeed_config(path: Path, world_size: int) -> dict[str, Any]:
     """
     try:
         config: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"deepspeed_config {path}: no such file; ds_configs holds one per ZeRO stage") from error
+    except OSError as error:
+        raise UserError(
+            f"deepspeed_config {path}: {str(error.strerror).lower()}; ds_configs holds one per ZeRO stage"
+        ) from error
     except json.JSONDecodeError as error:
         raise UserError(f"deepspeed_config {path}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"deepspeed_config {path}: an object of settings is expected; ds_configs holds examples")
     for key in config.keys() - _KNOWN_KEYS:
         close = difflib.get_close_matches(key, _KNOWN_KEYS, n=1)
         advice = f"did you mean {close[0]!r}?" if close else "remove it"
         if key in ("optimizer", "scheduler"):
             advice = "set learning rate and schedule in the settings, under `optimizer`"
         raise UserError(f"deepspeed_config {path}: {key!r} is not used here; {advice}")
+    for section in ("zero_optimization", "bf16", "fp16", "torch_autocast"):
+        if not isinstance(config.get(section, {}), dict):
+            raise UserError(f"deepspeed_config {path}: {section} is {config[section]!r}; give an object, like {{}}")
+    clipping = config.get("gradient_clipping", 0)
+    if isinstance(clipping, bool) or not isinstance(clipping, int | float) or clipping < 0:
+        raise UserError(f"deepspeed_config {path}: gradient_clipping is {clipping!r}; give a norm, or 0 for none")
     _check_precision(config, path)
+    try:
+        DeepSpeedZeroConfig(**config.get("zero_optimization", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"deepspeed_config {path}: zero_optimization.{name}: {first['msg']}") from error
     _complete_batch_sizes(config, path, world_size)
     return config
 

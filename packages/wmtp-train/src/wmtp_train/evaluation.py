@@ -1,5 +1,6 @@
 """Held-out losses per head, and how well selection and the value head tell good text from bad."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -56,7 +57,8 @@ def evaluate(objective: Objective, batches: Iterable[Batch], step: int, kinds: l
             figures["excess_auc"] = _auc_over_ranks(excesses)
     if values:
         figures["value_auc"] = _auc_over_ranks(values)
-    return figures
+    # Where all documents are good, or all are bad, there is nothing to tell apart.
+    return {name: figure for name, figure in figures.items() if not math.isnan(figure)}
 
 
 def auc(scores: Tensor, positive: Tensor) -> float:

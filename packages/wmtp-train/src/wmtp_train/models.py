@@ -29,6 +29,12 @@ def open_policy(settings: Settings, tokenizer: PreTrainedTokenizerBase, value_he
             f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {vocabulary}; "
             "data.tokenizer must be the model's own"
         )
+    longest = getattr(policy.config.trunk, "max_position_embeddings", None)
+    if longest is not None and settings.data.sequence_length > longest:
+        raise UserError(
+            f"data.sequence_length is {settings.data.sequence_length}, and the model has positions for {longest}; "
+            "shorten the rows, or raise max_position_embeddings in model.config"
+        )
     policy.config.value_gradient_to_trunk = settings.critic.gradient_to_trunk
     if model.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})

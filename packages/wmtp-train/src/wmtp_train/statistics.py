@@ -51,7 +51,7 @@ class IntervalStatistics:
         entropy = -torch.xlogy(shares, shares).sum()
         self.scalars += torch.stack([loss.policy, loss.value_sum, loss.value_count, entropy, positions]).double()
         bad = ~torch.cat([ce, loss.value_sum.double().view(1)]).isfinite()
-        self.first_bad_step = self.first_bad_step.minimum(torch.where(bad, signals.step, _NEVER))
+        self.first_bad_step = self.first_bad_step.minimum(torch.where(bad, signals.step + 1, _NEVER))
 
     def read(self, steps: int) -> dict[str, float]:
         """This interval's figures over all ranks, by TensorBoard tag, and start the next. Every rank must call it.

@@ -1,6 +1,7 @@
 """The training loop, sealed: algorithms hand it a weighting and never change it."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 
@@ -63,12 +64,14 @@ class BaseWmtpTrainer:
         if uses_reference and settings.reference.scores is None:
             reference = open_reference(settings, policy, self.inputs.tokenizer).to(self.device)
         self.engine = build_engine(policy, config, settings.optimizer, settings.steps)
-        self.gradient_norm: Tensor | None = None
+        self.stage0_norm: Tensor | None = None
         self.monitor: Monitor | None = None
         self.step = 0
         if settings.resume and (newest := newest_checkpoint(self.checkpoints)):
             self.step = load_checkpoint(self.engine, newest)["step"]
         horizon = settings.model.horizon
+        if settings.normalize_by == "selected":
+            weighting.selected_counts(torch.zeros(1, horizon, dtype=torch.int64))  # refuses now or never
         self.objective = Objective(
             self.engine,
             weighting,
@@ -89,7 +92,7 @@ class BaseWmtpTrainer:
         if is_first:
             (settings.output_dir / "settings.json").write_text(settings.model_dump_json(indent=2))
         sets = list(self.inputs.evaluate)
-        self.monitor = Monitor(settings.output_dir / "tensorboard", is_first, self.step, sets)
+        self.monitor = Monitor(settings.output_dir / "tensorboard", is_first, self.step + 1, sets)
         rows_per_step = self.micro_batch * self.accumulation * self.world
         tokens_per_step = rows_per_step * settings.data.sequence_length
         self.loader = self._open_loader(consumed_rows=self.step * rows_per_step)
@@ -115,6 +118,7 @@ class BaseWmtpTrainer:
                 figures = self.evaluate()
             self.interval_start += time.perf_counter() - stopped  # not part of a step's time
         progress.close()
+        figures = figures or self.evaluate()  # a resumed run may have had nothing left to do
         self.finish(figures)
         return figures
 
@@ -122,6 +126,7 @@ class BaseWmtpTrainer:
         """One optimizer step: count every target of the step first, then a forward and a backward per micro-batch."""
         batches = [next(self.loader).to(self.device) for _ in range(self.accumulation)]
         counts = self.objective.count_targets(batches)
+        self.learning_rate = self.engine.get_lr()[0]
         self.engine.train()
         for batch in batches:
             self.forward_backward(batch, counts)
@@ -142,10 +147,10 @@ class BaseWmtpTrainer:
         figures = self.statistics.read(self.interval_steps)
         seconds = (time.perf_counter() - self.interval_start) / self.interval_steps
         figures |= {
-            "train/learning_rate": self.engine.get_lr()[0],
+            "train/learning_rate": self.learning_rate,
             "train/step_seconds": seconds,
             "train/tokens_per_second": tokens_per_step / seconds,
-            "train/gradient_norm": float(self.gradient_norm or self.engine.get_global_grad_norm()),
+            "train/gradient_norm": self._gradient_norm(),
         }
         assert self.monitor is not None
         self.monitor.write(figures, self.step)
@@ -165,8 +170,13 @@ class BaseWmtpTrainer:
         return figures
 
     def save(self) -> None:
-        """A checkpoint, unless a loss since the last one was not finite."""
+        """A checkpoint, unless a loss since the last one or the newest gradient was not finite."""
         self.statistics.refuse_non_finite(self._last_good())
+        if not math.isfinite(self._gradient_norm()) and not self.engine.fp16_enabled():
+            raise UserError(
+                f"step {self.step}: the gradient is not finite, though the loss is; {self._last_good()}; "
+                "lower optimizer.learning_rate, then --resume"
+            )
         save_checkpoint(self.engine, self.checkpoints, self.step, {}, self.settings.keep_checkpoints)
 
     def finish(self, figures: dict[str, float]) -> None:
@@ -219,7 +229,10 @@ class BaseWmtpTrainer:
         """At stage 0 DeepSpeed forgets the norm of the gradients, and they are gone after its step."""
         if self.engine.zero_optimization_stage() == 0 and self.engine.is_gradient_accumulation_boundary():
             gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+            self.stage0_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def _gradient_norm(self) -> float:
+        return float(self.stage0_norm if self.stage0_norm is not None else self.engine.get_global_grad_norm())
 
     def _last_good(self) -> str:
         newest = newest_checkpoint(self.checkpoints)

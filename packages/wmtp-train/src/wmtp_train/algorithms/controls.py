@@ -1,6 +1,6 @@
 """Controls for honest experiments: what selection by excess loss is held against. See wmtp_core.controls."""
 
-from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting
+from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting, UserError
 from wmtp_train.processes import world_group
 from wmtp_train.settings import Settings
 from wmtp_train.trainer import BaseWmtpTrainer
@@ -26,3 +26,5 @@ class LabelledTrainer(BaseWmtpTrainer):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, LabelledWeighting())
+        if not self.inputs.train.prepared.kinds:
+            raise UserError("labelled needs rows with `noise`: [[start, end, kind], …]; data.train has none")
