@@ -6,9 +6,9 @@ DEMO := runs/demo
 CONFIG := --config launch/configs/demo.yaml
 PACKAGES := packages/wmtp-core packages/wmtp-models packages/wmtp-train
 
-.PHONY: help setup demo test lint types format tensorboard clean-demo
+.PHONY: help setup demo test bench lint types format tensorboard clean-demo
 help:
-	@echo "make setup | demo | test | lint | types | format | tensorboard | clean-demo"
+	@echo "make setup | demo | test | bench | lint | types | format | tensorboard | clean-demo"
 
 setup: .venv/.installed
 
@@ -38,6 +38,9 @@ clean-demo:
 # One thread a process: many small processes on few cores otherwise wait for each other.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+bench: setup
+	$(RUN) tools/bench.py --output runs/bench
 
 lint: setup
 	$(BIN)/ruff check .
