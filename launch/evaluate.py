@@ -7,6 +7,7 @@ import json
 
 import torch.distributed as dist
 
+from tiny import TINY_CONFIG
 from wmtp_core import UserError
 from wmtp_train.algorithms import trainer_class
 from wmtp_train.command_line import load_settings
@@ -16,7 +17,7 @@ from wmtp_train.tables import figures_table
 
 def main() -> None:
     """Load the run's final model into its trainer and evaluate it."""
-    settings = load_settings()
+    settings = load_settings(tiny_config=TINY_CONFIG)
     if not settings.data.evaluate:
         raise UserError("data.evaluate names no held-out set; give one, like {validation: [FILE]}")
     model = settings.model.model_copy(update={"source": str(settings.output_dir / "model"), "config": None})

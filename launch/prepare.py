@@ -1,5 +1,8 @@
 """Tokenise and pack a run's data ahead of it: `python launch/prepare.py --config …`. Otherwise training does it."""
 
+import torch.distributed as dist
+
+from tiny import TINY_CONFIG
 from wmtp_train.command_line import load_settings
 from wmtp_train.inputs import open_inputs
 from wmtp_train.processes import run, start_processes
@@ -7,14 +10,14 @@ from wmtp_train.processes import run, start_processes
 
 def main() -> None:
     """Prepare every set and say what is in it."""
-    settings = load_settings()
+    settings = load_settings(tiny_config=TINY_CONFIG)
     start_processes()
     for name, data in open_inputs(settings, with_scores=False).sets().items():
         found = data.prepared
         kinds = f", noise: {', '.join(found.kinds)}" if found.kinds else ""
-        print(
-            f"{name}: {found.documents} documents, {found.tokens} tokens, {len(found.rows)} rows{kinds}: {found.path}"
-        )
+        size = f"{found.documents} documents, {found.tokens} tokens, {len(found.rows)} rows{kinds}"
+        if dist.get_rank() == 0:
+            print(f"{name}: {size}: {found.path}")
 
 
 if __name__ == "__main__":

@@ -7,18 +7,19 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from tiny import TINY_CONFIG
 from wmtp_core import UserError
 from wmtp_models import ReferenceModel, weights_fingerprint
 from wmtp_train.command_line import load_settings
 from wmtp_train.data import Batch, score
 from wmtp_train.engine import read_deepspeed_config
-from wmtp_train.inputs import open_inputs
+from wmtp_train.inputs import open_inputs, open_tokenizer
 from wmtp_train.processes import device, run, start_processes
 
 
 def main() -> None:
     """Score every set that the settings name."""
-    settings = load_settings()
+    settings = load_settings(tiny_config=TINY_CONFIG)
     source, folder = settings.reference.source, settings.reference.scores
     if source is None or folder is None:
         raise UserError("set reference.source to the reference model, and reference.scores to the folder to write")
@@ -26,9 +27,9 @@ def main() -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     # The micro-batch of training, so that a live reference would compute the very same numbers.
     micro_batch = read_deepspeed_config(settings.deepspeed_config, world)["train_micro_batch_size_per_gpu"]
-    inputs = open_inputs(settings, with_scores=False)
-    dtype = getattr(torch, settings.reference.dtype)
-    reference = ReferenceModel.load(source, dtype, policy_tokenizer=inputs.tokenizer).to(device())
+    tokenizer, dtype = open_tokenizer(settings), getattr(torch, settings.reference.dtype)
+    reference = ReferenceModel.load(source, dtype, policy_tokenizer=tokenizer).to(device())
+    inputs = open_inputs(settings, with_scores=False, vocab_size=reference.causal_lm.config.vocab_size)
     fingerprint = weights_fingerprint(source)
 
     def token_losses(batch: Batch) -> torch.Tensor:
@@ -43,8 +44,18 @@ def main() -> None:
                 bar.total = total * length
                 bar.update(done * length - bar.n)
 
-            dtype_name = settings.reference.scores_dtype
-            score(data.prepared, token_losses, folder / name, fingerprint, rank, world, micro_batch, show, dtype_name)
+            score(
+                data.prepared,
+                token_losses,
+                folder / name,
+                fingerprint,
+                rank,
+                world,
+                micro_batch,
+                show,
+                settings.reference.scores_dtype,
+                settings.reference.dtype,
+            )
 
 
 if __name__ == "__main__":

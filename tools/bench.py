@@ -57,7 +57,7 @@ def bench(options: Options, only: str | None) -> None:
         "comparisons": [asdict(comparison) for comparison in comparisons],
     }
     (options.output / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
-    hardware = f"{machine.get('gpu', machine['processor'])}, {machine['threads']} threads"
+    hardware = f"{machine.get('gpu', machine['processor'])}, threads: {machine['threads']}"
     caption = f"{hardware}, {record['dtype']}, torch {versions['torch']}: {options.command}"
     (options.output / "bench.png").write_bytes(draw_comparisons(comparisons, caption))
 

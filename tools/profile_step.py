@@ -42,7 +42,7 @@ def profile(options: Options) -> None:
     (options.output / "profile.json").write_text(json.dumps(record, indent=1) + "\n")
     caption = (
         f"V = {shape.vocab_size}, {shape.batch} × {shape.length} tokens, {shape.horizon} heads on {shape.layers} "
-        f"layers, D = {shape.hidden_size}; {machine.get('gpu', machine['processor'])}, {machine['threads']} threads"
+        f"layers, D = {shape.hidden_size}; {machine.get('gpu', machine['processor'])}, threads: {machine['threads']}"
     )
     (options.output / "profile.png").write_bytes(draw_parts(seconds, PARTS, caption))
 

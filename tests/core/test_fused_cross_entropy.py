@@ -275,6 +275,8 @@ GUESSES = {
     "another scale": lambda weights, positions, ce: -1e5 * weights[positions],
     "huge and odd": lambda weights, positions, ce: 1e6 * (positions[:, None] + ce),
     "not a number": lambda weights, positions, ce: ce * torch.nan,
+    "as small as numbers get": lambda weights, positions, ce: 1e-40 * weights[positions],
+    "too small to divide by": lambda weights, positions, ce: 1e-36 * weights[positions],
     "infinite": lambda weights, positions, ce: torch.inf * (weights[positions] - 0.1),
 }
 
@@ -346,3 +348,28 @@ def test_autocast_gives_the_gradients_of_its_dtype():
     assert ce.dtype == hidden.grad.dtype == torch.float32
     assert torch.equal(hidden.grad, low[0].grad.float())
     assert torch.equal(weight.grad, low[1].grad.float())
+
+
+def test_a_guess_of_another_scale_biases_no_bfloat16_gradient(oracle):
+    """As a whole: each of them is rounded, but not all to the same side."""
+    hidden, weight, targets, weights, counts = guessed_example(0)
+    hidden, weight = (x.detach().bfloat16().requires_grad_() for x in (hidden, weight))
+    rule = GradientGuess(lambda positions, ce: weights[positions], 3 / counts)
+    grad = (weights / counts).flatten()  # a third of what was guessed
+    linear_cross_entropy(hidden, weight, targets, guess=rule).backward(grad)
+    exact = oracle.linear_cross_entropy(
+        hidden.detach().double(), weight.detach().double(), targets.tolist(), grad.tolist()
+    )[1]
+    gradient = hidden.grad.double().numpy()
+    assert abs((gradient * exact).sum() / (exact * exact).sum() - 1) < 5e-4
+
+
+def test_float16_is_not_guessed():
+    hidden, weight, targets, weights, counts = guessed_example(0)
+    hidden, weight = (x.detach().half().requires_grad_() for x in (hidden, weight))
+    rule = GradientGuess(lambda positions, ce: weights[positions], 1e-5 / counts)
+    linear_cross_entropy(hidden, weight, targets, guess=rule).backward((weights / counts).flatten())
+    guessed = hidden.grad.clone()
+    hidden.grad = None
+    linear_cross_entropy(hidden, weight, targets).backward((weights / counts).flatten())
+    assert torch.equal(guessed, hidden.grad)

@@ -51,7 +51,7 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(make_engine, tmp_path, stage):
     learn(engine, 2)
 
     again = make_engine(seed=1, stage=stage)
-    state = load_checkpoint(again, tmp_path / "step_00000002")
+    state = load_checkpoint(again, tmp_path / "step_00000002", {})
     assert (state["note"], state["step"]) == ("mine", 2)
     assert equal(weights(again), at_two)
     assert drawn == (random.random(), float(np.random.rand()))
@@ -98,7 +98,7 @@ def test_a_save_that_is_cut_off_leaves_the_last_checkpoint_as_the_newest(make_en
             save_checkpoint(engine, tmp_path, 2, {}, keep=1)
     assert newest_checkpoint(tmp_path) == tmp_path / "step_00000001"
     again = make_engine(seed=1)
-    load_checkpoint(again, tmp_path / "step_00000001")
+    load_checkpoint(again, tmp_path / "step_00000001", {})
     assert equal(weights(again), before)
     save_checkpoint(engine, tmp_path, 2, {}, keep=1)  # over what was left lying about
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["step_00000002"]
@@ -119,7 +119,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused_by_name(make_engine, tmp_path
     save_checkpoint(engine, tmp_path, 3, {}, keep=1)
     DAMAGE[damage](tmp_path / "step_00000003")
     with pytest.raises(UserError, match=f"checkpoint {tmp_path}/step_00000003: "):
-        load_checkpoint(engine, tmp_path / "step_00000003")
+        load_checkpoint(engine, tmp_path / "step_00000003", {})
 
 
 @pytest.mark.parametrize(("name", "there"), [("world_size", 2), ("stage", 2)])
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_layout_is_refused(make_engine, tmp_path, name, 
     run = tmp_path / "step_00000003" / "run.json"
     run.write_text(json.dumps({**json.loads(run.read_text()), name: there}))
     with pytest.raises(UserError, match=f"saved with {name} {there}, this run has 1"):
-        load_checkpoint(engine, tmp_path / "step_00000003")
+        load_checkpoint(engine, tmp_path / "step_00000003", {})
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -72,7 +72,10 @@ REFUSED = [
     ({"zero_optimisation": {"stage": 2}}, "'zero_optimisation' .*did you mean 'zero_optimization'"),
     ({"optimizer": {"type": "AdamW"}}, "'optimizer' .*in the settings"),
     ({"scheduler": {"type": "WarmupLR"}}, "'scheduler' .*in the settings"),
-    ({"bf16": {"enabled": True}, "fp16": {"enabled": True}, "zero_optimization": {"stage": 2}}, "bf16 and fp16 are"),
+    (
+        {"bf16": {"enabled": True}, "fp16": {"enabled": True}, "zero_optimization": {"stage": 2}},
+        "more than one of bf16, fp16",
+    ),
     ({"bf16": {"enabled": True}}, "bf16 is wrong at ZeRO stage 0"),
     ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 0}}, "bf16 is wrong at ZeRO stage 0"),
     ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4"),

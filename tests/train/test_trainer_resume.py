@@ -189,3 +189,46 @@ def test_what_a_person_can_mend_is_refused_before_anything_is_written(make_train
     with pytest.raises(UserError, match=problem):
         make_trainer(algo=algo, **changes).train()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("algo", {"algo": "random"}),
+        ("seed", {"seed": 9}),
+        ("data", {"data": {"sequence_length": 16}}),
+        ("model", {"model": {"horizon": 2}}),
+    ],
+)
+def test_a_run_resumes_only_as_itself(make_trainer, name, changes):
+    make_trainer("run", algo="mtp-baseline", steps=2).train()
+    with pytest.raises(
+        UserError, match=f"step_00000002: saved with {name} .*start it alike, or choose another output_dir"
+    ):
+        make_trainer("run", resume=True, **{"algo": "mtp-baseline", "steps": 4, **changes})
+
+
+def test_another_learning_rate_counts_from_the_resumption_on(make_trainer, tmp_path):
+    changes = {"algo": "mtp-baseline", "data": {"evaluate": {}}}
+    rates = [{"optimizer": {"schedule": "constant", "learning_rate": rate}} for rate in (1e-3, 1e-5)]
+    make_trainer("run", steps=2, **changes, **rates[0]).train()
+    resumed = make_trainer("run", steps=4, resume=True, **changes, **rates[1])
+    resumed.train()
+    assert resumed.learning_rate == pytest.approx(1e-5)
+
+
+def test_another_batch_size_goes_on_in_the_data_where_it_stopped(make_trainer, write_deepspeed):
+    changes = {"algo": "mtp-baseline", "data": {"evaluate": {}}}
+    make_trainer("run", steps=2, deepspeed_config=write_deepspeed(train_batch_size=4), **changes).train()
+    resumed = make_trainer("run", steps=3, resume=True, deepspeed_config=write_deepspeed(train_batch_size=2), **changes)
+    assert resumed.consumed_rows == 8
+    resumed.train()
+    assert resumed.consumed_rows == 10
+
+
+def test_a_folder_that_a_person_kept_is_no_checkpoint_of_the_run(make_trainer, tmp_path):
+    trainer = make_trainer("run", algo="mtp-baseline", steps=2, data={"evaluate": {}})
+    kept = tmp_path / "run" / "checkpoints" / "step_00000001_keep"
+    kept.mkdir(parents=True)
+    trainer.train()
+    assert kept.is_dir()

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from wmtp_core.fused_cross_entropy import CHUNK_ELEMENTS
+
 PerTokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Hidden states `[N, D]`, unembedding `[V, D]` and targets int64 `[N]` (-100: none) to losses `[N]`."""
 
@@ -15,12 +17,15 @@ class Unavailable(Exception):
 
 
 def _torch_chunked(device: torch.device) -> PerTokenLoss:
-    """`torch.nn.functional.linear_cross_entropy` in chunks, as its own choice for the device and dtype has it."""
+    """`torch.nn.functional.linear_cross_entropy` in chunks as large as ours.
+
+    Its own choice is rows · D / V, which is a few rows where V is large and the batch of a benchmark small.
+    """
     if not hasattr(torch.nn.functional, "linear_cross_entropy"):
         raise Unavailable(f"torch {torch.__version__} has no F.linear_cross_entropy; torch 2.13 does")
-    options = torch.nn.LinearCrossEntropyOptions()
 
     def losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, CHUNK_ELEMENTS // len(weight)))
         return torch.nn.functional.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options)
 
     return losses

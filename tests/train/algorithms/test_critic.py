@@ -76,7 +76,7 @@ def test_the_value_head_learns_to_tell_good_text_from_broken(make_trainer, write
 def test_pairs_teach_by_ranking(make_trainer, tiny_home):
     files = [str(tiny_home / "pairs.jsonl")]
     trainer = make_trainer(algo="critic-wmtp", steps=30, data={"train": files, "evaluate": {}})
-    batch = next(trainer._open_loader(0))
+    batch = next(trainer._open_loader())
 
     def ranking_loss():
         trainer.engine.eval()

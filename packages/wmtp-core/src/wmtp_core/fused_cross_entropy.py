@@ -75,7 +75,8 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    if not torch.is_grad_enabled() or not len(hidden):
+    # float16 holds too little for gradients that are formed before their scale is known.
+    if not torch.is_grad_enabled() or not len(hidden) or hidden.dtype == torch.float16:
         guess = None
     with torch.autocast(device, enabled=False):
         result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index, guess)
@@ -103,7 +104,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             ce[rows] = -log_probabilities.gather(1, targets[rows, None]).squeeze(1)
             if guess is not None and formed is not None:
                 weights = guess.weights(positions, ce.view(-1, horizon)[positions])  # [c, H]
-                formed.guessed[rows] = (weights * guess.per_head).flatten()[has_target].nan_to_num(0, 0, 0)
+                guessed = (weights * guess.per_head).flatten()[has_target]
+                # What is not a number, or of a size that another factor would overflow, is no guess.
+                formed.guessed[rows] = guessed.where((guessed.abs() > 1e-25) & (guessed.abs() < 1e25), 0)
                 kept = formed.guessed[rows].nonzero().squeeze(-1)
                 formed.add(logits, logits.keep(kept, len(rows)), rows[kept], formed.guessed)
         ctx.save_for_backward(hidden, weight, targets)
@@ -174,7 +177,7 @@ class _Gradients:
         # Not `>`: a gradient that is not finite lacks, too.
         residual = residual.where(~(residual.abs() <= _TOLERANCE * grad.abs()), 0)
         if self.hidden is not None:
-            self.hidden *= (grad / self.guessed).where(self.guessed != 0, 0).unsqueeze(-1).to(self.hidden.dtype)
+            self.hidden.mul_((grad / self.guessed).where(self.guessed != 0, 0).unsqueeze(-1))
         if self.weight is not None:
             self.weight = torch.where(factor == 0, 0, factor * self.weight)
         return residual

@@ -32,16 +32,21 @@ class RunningTopExcess:
     def __init__(self, targets_reference_ce: Tensor, valid: Tensor, k_percent: float) -> None:
         self.reference_ce, self.valid = targets_reference_ce.flatten(0, 1), valid.flatten(0, 1)  # [P, H]
         self.k_percent = k_percent
-        self.seen = self.reference_ce[:0]  # [positions so far, H]: excess of valid targets, −inf elsewhere
+        self.seen = [self.reference_ce[:0]]  # of each chunk so far `[c, H]`: excess of valid targets, −inf elsewhere
         self.seen_valid = self.valid[:0].sum(dim=0)  # [H]
+        self.count, self.sorted_count = 0, 0
 
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
         valid = self.valid[positions]  # [c, H]
         excess = (ce - self.reference_ce[positions]).where(valid, -torch.inf)
-        self.seen = torch.cat([self.seen, excess])
+        self.seen.append(excess)
         self.seen_valid = self.seen_valid + valid.sum(dim=0)
-        last_kept = (top_k_count(self.seen_valid, self.k_percent) - 1).clamp(min=0)  # [H]
-        threshold = self.seen.sort(dim=0, descending=True).values.gather(0, last_kept[None])  # [1, H]
-        kept = excess >= threshold
+        self.count += len(positions)
+        if self.count >= 1.25 * self.sorted_count:  # so that many chunks do not sort the same losses again and again
+            self.sorted_count = self.count
+            self.seen = [torch.cat(self.seen)]
+            last_kept = (top_k_count(self.seen_valid, self.k_percent) - 1).clamp(min=0)  # [H]
+            self.threshold = self.seen[0].sort(dim=0, descending=True).values.gather(0, last_kept[None])  # [1, H]
+        kept = excess >= self.threshold
         kept[:, 0] = True
         return (kept & valid).float()

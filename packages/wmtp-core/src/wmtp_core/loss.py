@@ -17,14 +17,15 @@ def weighted_mtp_loss(ce: Tensor, head_weights: Tensor, counts: Tensor) -> Tenso
     """The weighted loss of per-token losses.
 
     Args:
-        ce: float32 `[B, S, H]`, finite, 0 where not valid.
+        ce: float32 `[B, S, H]`, 0 where not valid.
         head_weights: float `[B, S, H]`, 0 where not valid; taken as constants.
         counts: `[H]`, the denominators N_h. A head of count 0 contributes 0.
 
     Returns:
         A float32 scalar. A target of weight 0 contributes exactly 0 and receives a gradient of exactly 0.
     """
-    per_head = (ce * head_weights.detach()).sum(dim=(0, 1))  # [H]
+    weights = head_weights.detach()
+    per_head = (ce * weights).where(weights != 0, 0).sum(dim=(0, 1))  # [H]; an infinite loss of weight 0 is no loss
     return (per_head / counts.clamp(min=1)).sum() / ce.shape[-1]
 
 

@@ -162,7 +162,7 @@ class MtpForCausalLM(PreTrainedModel):
         targets, valid = mtp_targets(labels, self.config.horizon, attention_mask, document_ids)  # [B, S, H]
         values = None
         if self.value_head is not None:
-            last = hidden[:, :, 0]  # [B, S, D], the trunk's last hidden state
+            last = hidden[:, :, 0]  # [B, S, D], what head 0 predicts from
             values = self.value_head(last if self.config.value_gradient_to_trunk else last.detach())
         guessed = None if guess is None else guess(None if values is None else values.detach())
         # The weight is used in here and nowhere else, so that ZeRO-3 gathers it around this forward and its backward.

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def save_checkpoint(engine: DeepSpeedEngine, folder: Path, step: int, state: dic
     if dist.get_rank() == 0:
         about = {**state, "step": step, "world_size": dist.get_world_size(), "stage": engine.zero_optimization_stage()}
         (folder / partial / "run.json").write_text(json.dumps(about, indent=2))
+        _write_through(folder / partial)
         shutil.rmtree(folder / name, ignore_errors=True)
         os.replace(folder / partial, folder / name)
         for old in _complete_checkpoints(folder)[:-keep]:
@@ -51,11 +53,14 @@ def save_checkpoint(engine: DeepSpeedEngine, folder: Path, step: int, state: dic
     dist.barrier()
 
 
-def load_checkpoint(engine: DeepSpeedEngine, path: Path) -> dict[str, Any]:
+def load_checkpoint(engine: DeepSpeedEngine, path: Path, expected: dict[str, Any]) -> dict[str, Any]:
     """Load weights, optimizer, schedule and random generators; returns the `state` that was saved, with "step".
 
+    Args:
+        expected: what of that state has to be as it was.
+
     Raises:
-        UserError: `path` is not a checkpoint, or one of another number of processes or ZeRO stage.
+        UserError: `path` is not a checkpoint, is damaged, or is one of another run, number of processes or ZeRO stage.
     """
     try:
         about: dict[str, Any] = json.loads((path / "run.json").read_text())
@@ -63,9 +68,13 @@ def load_checkpoint(engine: DeepSpeedEngine, path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: no readable run.json, so this is not a checkpoint; remove it") from error
     if not {"world_size", "stage", "step"} <= about.keys():
         raise UserError(f"checkpoint {path}: its run.json is not one of a checkpoint; remove the folder")
-    for name, here in (("world_size", dist.get_world_size()), ("stage", engine.zero_optimization_stage())):
-        if about[name] != here:
-            raise UserError(f"checkpoint {path}: saved with {name} {about[name]}, this run has {here}; start it alike")
+    here = {"world_size": dist.get_world_size(), "stage": engine.zero_optimization_stage(), **expected}
+    for name, value in here.items():
+        if about.get(name) != value:
+            raise UserError(
+                f"checkpoint {path}: saved with {name} {about.get(name)}, this run has {value}; "
+                "start it alike, or choose another output_dir"
+            )
     try:
         _, client_state = engine.load_checkpoint(str(path.parent), tag=path.name)
     except (AssertionError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
@@ -99,7 +108,15 @@ def save_model(engine: DeepSpeedEngine, tokenizer: PreTrainedTokenizerBase, fold
 
 
 def _complete_checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{_PREFIX}*")) if folder.is_dir() else []
+    return sorted(path for path in folder.glob(f"{_PREFIX}*") if re.fullmatch(rf"{_PREFIX}\d{{8}}", path.name))
+
+
+def _write_through(folder: Path) -> None:
+    """Have every file on the disk before the rename that makes it current: a power cut keeps renames and loses data."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _rng_state() -> dict[str, Any]:

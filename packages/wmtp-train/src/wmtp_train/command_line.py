@@ -27,9 +27,12 @@ def load_settings(argv: list[str] | None = None, tiny_config: Path | None = None
     """
     # DeepSpeed's launcher adds --local_rank to every script; the environment says the same.
     arguments = [a for a in (sys.argv[1:] if argv is None else argv) if not a.startswith("--local_rank")]
-    only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     only_config.add_argument("--config", type=Path, default=os.environ.get("WMTP_CONFIG"))
-    path = only_config.parse_known_args(arguments)[0].config
+    try:
+        path = only_config.parse_known_args(arguments)[0].config
+    except argparse.ArgumentError as error:
+        raise UserError(f"command line: {error}; name a YAML file") from error
     if path is None and ("--tiny" in arguments or os.environ.get("WMTP_TINY", "").lower() in ("1", "true")):
         path = tiny_config
     for variable in os.environ:
@@ -38,8 +41,11 @@ def load_settings(argv: list[str] | None = None, tiny_config: Path | None = None
             raise UserError(
                 f"environment variable {variable}: there is no setting {field!r}; unset it or mend its name"
             )
+    from_file = _read_yaml(path)
+    if any(argument.split("=")[0] == "--model.config" for argument in arguments):
+        from_file.get("model", {}).pop("config", None)  # one model's configuration, never a mixture of two
     try:
-        return Settings(_cli_parse_args=arguments, **_read_yaml(path))
+        return Settings(_cli_parse_args=arguments, **from_file)
     except ValidationError as error:
         raise UserError("; ".join(_describe(e) for e in error.errors())) from error
     except SettingsError as error:
@@ -51,14 +57,16 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(path.read_text())
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {path}: not UTF-8 text; save it as such") from error
     except OSError as error:
         raise UserError(f"--config {path}: {str(error.strerror).lower()}; launch/configs holds examples") from error
     except yaml.YAMLError as error:
         raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: a mapping of settings is expected, like `steps: 1000`")
-    if odd := [key for key in content if not isinstance(key, str)]:
-        raise UserError(f"--config {path}: the key {odd[0]!r} is not a name; put it in quotes, or remove it")
+    if odd := [key for key in content if not isinstance(key, str) or key.startswith("_")]:
+        raise UserError(f"--config {path}: the key {odd[0]!r} is not the name of a setting; mend or remove it")
     return content
 
 

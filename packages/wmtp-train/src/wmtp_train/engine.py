@@ -9,6 +9,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 from torch import nn
@@ -25,6 +26,8 @@ _KNOWN_KEYS = {
     "comms_logger", "flops_profiler", "activation_checkpointing", "checkpoint", "tensorboard", "wandb", "csv_monitor",
     "memory_breakdown", "seq_parallel_communication_data_type", "disable_allgather", "comet",
 }  # fmt: skip
+
+_SECTIONS = {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config, "fp16": DeepSpeedFP16Config}
 
 
 def read_deepspeed_config(path: Path, world_size: int) -> dict[str, Any]:
@@ -57,12 +60,16 @@ def read_deepspeed_config(path: Path, world_size: int) -> dict[str, Any]:
     if isinstance(clipping, bool) or not isinstance(clipping, int | float) or clipping < 0:
         raise UserError(f"deepspeed_config {path}: gradient_clipping is {clipping!r}; give a norm, or 0 for none")
     _check_precision(config, path)
-    try:
-        DeepSpeedZeroConfig(**config.get("zero_optimization", {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"deepspeed_config {path}: zero_optimization.{name}: {first['msg']}") from error
+    for section, model in _SECTIONS.items():
+        try:
+            model(**config.get(section, {}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"deepspeed_config {path}: {section}.{name}: {first['msg']}; mend or remove it") from error
+    if "offload_optimizer" in config.get("zero_optimization", {}):
+        # The optimizer is torch's AdamW wherever its state lies; DeepSpeed's own would be compiled for minutes.
+        config.setdefault("zero_force_ds_cpu_optimizer", False)
     _complete_batch_sizes(config, path, world_size)
     return config
 
@@ -85,6 +92,15 @@ def build_engine(
     return engine
 
 
+def set_learning_rate(engine: DeepSpeedEngine, optimizer: OptimizerSettings) -> None:
+    """Make the settings' learning rate count after a checkpoint was loaded, which brought its own."""
+    schedule = engine.lr_scheduler
+    schedule.base_lrs = [optimizer.learning_rate] * len(schedule.base_lrs)
+    for group, factor in zip(schedule.optimizer.param_groups, schedule.lr_lambdas, strict=True):
+        group["initial_lr"] = optimizer.learning_rate
+        group["lr"] = optimizer.learning_rate * factor(schedule.last_epoch)
+
+
 def _learning_rate_factor(step: int, steps: int, optimizer: OptimizerSettings) -> float:
     if step < optimizer.warmup_steps:
         return (step + 1) / optimizer.warmup_steps
@@ -96,12 +112,12 @@ def _learning_rate_factor(step: int, steps: int, optimizer: OptimizerSettings) -
 
 
 def _check_precision(config: dict[str, Any], path: Path) -> None:
-    bf16, fp16 = (config.get(name, {}).get("enabled", False) for name in ("bf16", "fp16"))
+    bf16, fp16, autocast = (config.get(name, {}).get("enabled", False) for name in ("bf16", "fp16", "torch_autocast"))
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"deepspeed_config {path}: zero_optimization.stage is {stage!r}; choose 0, 1, 2 or 3")
-    if bf16 and fp16:
-        raise UserError(f"deepspeed_config {path}: bf16 and fp16 are both enabled; keep one")
+    if bf16 + fp16 + autocast > 1:
+        raise UserError(f"deepspeed_config {path}: more than one of bf16, fp16 and torch_autocast is enabled; keep one")
     if fp16 and not torch.cuda.is_available():
         raise UserError(f"deepspeed_config {path}: fp16 does not train on a CPU; enable bf16, or neither")
     if bf16 and stage == 0:

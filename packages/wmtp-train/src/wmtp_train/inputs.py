@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from wmtp_core import UserError
 from wmtp_models import load_tokenizer, weights_fingerprint
@@ -26,7 +26,7 @@ class ScoredData:
 class RunInputs:
     """Everything that a run reads but the models."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerFast
     train: ScoredData
     evaluate: dict[str, ScoredData]
 
@@ -35,23 +35,30 @@ class RunInputs:
         return {"train": self.train, **self.evaluate}
 
 
-def open_inputs(settings: Settings, with_scores: bool) -> RunInputs:
+def open_tokenizer(settings: Settings) -> PreTrainedTokenizerFast:
+    """The run's tokenizer: `data.tokenizer`, or the one of `model.source`."""
+    path = settings.data.tokenizer or settings.model.source
+    if path is None:
+        raise UserError("data.tokenizer is not set, and there is no model.source to take it from; name a folder")
+    return load_tokenizer(path)
+
+
+def open_inputs(settings: Settings, with_scores: bool, vocab_size: int | None = None) -> RunInputs:
     """Prepare (or find prepared) every set that the settings name.
 
     Args:
         with_scores: also open `reference.scores`, and check that they belong to these rows and this reference.
+        vocab_size: of the model that will read them; a token beyond it is refused.
 
     Raises:
-        UserError: missing or broken files, and scores of another corpus, tokenizer, packing or reference.
+        UserError: missing or broken files, tokens beyond the vocabulary, and scores of another corpus, tokenizer,
+            packing or reference.
     """
-    tokenizer_path = settings.data.tokenizer or settings.model.source
-    if tokenizer_path is None:
-        raise UserError("data.tokenizer is not set, and there is no model.source to take it from; name a folder")
+    tokenizer = open_tokenizer(settings)
     if not settings.data.train:
         raise UserError("data.train names no file; give jsonl, txt or parquet files, or run with --tiny")
     if "train" in settings.data.evaluate:
         raise UserError('data.evaluate has a set called "train"; that is the training rows\' name, choose another')
-    tokenizer = load_tokenizer(tokenizer_path)
     scores = settings.reference.scores if with_scores else None
     fingerprint = None
     if scores is not None and settings.reference.source is not None:
@@ -62,10 +69,12 @@ def open_inputs(settings: Settings, with_scores: bool) -> RunInputs:
             lambda: prepare(
                 files,
                 tokenizer,
-                tokenizer_path,
+                settings.data.tokenizer or str(settings.model.source),
                 settings.data.sequence_length,
                 settings.data.shuffle_seed,
                 settings.data.cache_dir,
+                settings.data.tokenise_processes,
+                vocab_size,
             )
         )
         if scores is None:

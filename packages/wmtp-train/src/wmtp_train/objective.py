@@ -12,7 +12,7 @@ from wmtp_models import MtpOutput, ReferenceModel
 from wmtp_train.data.batch import Batch
 
 ValueObjective = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
-"""Values `[B, S]` and their batch → losses float32 `[B, S]` and the bool mask `[B, S]` of where they count."""
+"""Values `[B, S]` and their batch → losses `[B, S]`, and how many losses stand at each token `[B, S]`."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Objective:
         values = torch.zeros((), device=valid.device)
         if self.value_objective is not None:
             for batch in batches:
-                _, mask = self.value_objective(torch.zeros(batch.input_ids.shape, device=valid.device), batch)
-                values += mask.sum()
+                _, count = self.value_objective(torch.zeros(batch.input_ids.shape, device=valid.device), batch)
+                values += count.sum()
             dist.all_reduce(values)
         return StepCounts(heads, values)
 
@@ -87,8 +87,8 @@ class Objective:
         value_sum, value_count = torch.zeros_like(counts.values), torch.zeros_like(counts.values)
         if self.value_objective is not None:
             assert output.values is not None
-            losses, mask = self.value_objective(output.values, batch)
-            value_sum, value_count = losses.sum(), mask.sum()
+            losses, count = self.value_objective(output.values, batch)
+            value_sum, value_count = losses.sum(), count.sum()
             total = policy + self.value_coefficient * value_sum / counts.values.clamp(min=1)
         return MicroBatchLoss(total, policy.detach(), value_sum.detach(), value_count, signals, weights)
 

@@ -40,6 +40,8 @@ def start_processes() -> None:
     if not torch.cuda.is_available():
         # Otherwise DeepSpeed compiles a C++ collective that training does not use, and a kill meanwhile leaves a lock.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())  # before the first collective, which would have to guess
     deepspeed.init_distributed(timeout=_TIMEOUT, verbose=False)
 
 
@@ -56,14 +58,24 @@ def world_group() -> dist.ProcessGroup | None:
 
 
 def first_rank_first(work: Callable[[], Result]) -> Result:
-    """Do the same work on every rank, rank 0 first: it fills a cache that the others then find."""
+    """Do the same work on every rank, rank 0 first: it fills a cache that the others then find.
+
+    Raises:
+        UserError: on rank 0 what the work raised there; the other ranks end with it, without a word of their own.
+    """
+    result, failure = None, None
     if dist.get_rank() == 0:
-        result = work()
-        dist.barrier()
-    else:
-        dist.barrier()
-        result = work()
-    return result
+        try:
+            result = work()
+        except UserError as error:
+            failure = error
+    failed = [failure is not None]
+    dist.broadcast_object_list(failed)
+    if failure is not None:
+        raise failure
+    if failed[0]:
+        sys.exit(2)
+    return work() if result is None else result
 
 
 def seed_everything(seed: int) -> None:

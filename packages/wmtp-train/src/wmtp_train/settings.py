@@ -4,7 +4,7 @@ What DeepSpeed owns (batch sizes, ZeRO, precision, clipping) stands in its own J
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import (
@@ -13,7 +13,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(BaseModel):
@@ -35,6 +35,8 @@ class DataSettings(BaseModel):
     """Where packed rows are kept, so that the next start is instant."""
     evaluation_rows: int | None = Field(None, ge=1)
     """Evaluate on so many evenly spaced rows of each held-out set; by default on all."""
+    tokenise_processes: int | None = Field(None, ge=1)
+    """Processes that tokenise a corpus the first time; by default one."""
     workers: int = Field(0, ge=0)
     """Processes that read batches ahead, per rank; 0 reads in the training process."""
 
@@ -54,6 +56,9 @@ class ModelSettings(BaseModel):
     """Recompute activations in the backward: less memory, more time."""
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerSettings(BaseModel):
     """AdamW with linear warm-up."""
 
@@ -61,7 +66,7 @@ class OptimizerSettings(BaseModel):
 
     learning_rate: float = Field(3e-4, gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Adam's decay rates."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled decay of matrices; vectors (norms, biases) have none."""
@@ -78,7 +83,7 @@ class SelectionSettings(BaseModel):
 
     model_config = _STRICT
 
-    k_percent: float = Field(0.6, gt=0, le=1, allow_inf_nan=False)
+    k_percent: float = Field(0.6, gt=0, le=1)
     """Fraction of each later head's valid targets that is kept."""
     scope: Literal["batch", "sequence"] = "batch"
     """Compare over the micro-batch of all ranks, or within each row."""
@@ -157,7 +162,7 @@ class Settings(BaseSettings):
     steps: int = Field(1000, ge=1)
     """Optimizer steps."""
     log_every: int = Field(10, ge=1)
-    """Steps between TensorBoard points; the device is not synchronised in between."""
+    """Steps between TensorBoard points; no figure is read from the device in between."""
     evaluate_every: int = Field(0, ge=0)
     """Steps between evaluations on the held-out sets; 0: only at the end."""
     save_every: int = Field(0, ge=0)

@@ -14,9 +14,9 @@ from wmtp_core import HeadWeighting, UserError
 from wmtp_train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, save_model
 from wmtp_train.data.batch import Batch
 from wmtp_train.data.loader import TrainLoader, evaluation_batches
-from wmtp_train.engine import build_engine, read_deepspeed_config
+from wmtp_train.engine import build_engine, read_deepspeed_config, set_learning_rate
 from wmtp_train.evaluation import evaluate
-from wmtp_train.inputs import ScoredData, open_inputs
+from wmtp_train.inputs import ScoredData, open_inputs, open_tokenizer
 from wmtp_train.models import open_policy, open_reference
 from wmtp_train.monitor import Monitor
 from wmtp_train.objective import Objective, StepCounts, ValueObjective
@@ -51,15 +51,17 @@ class BaseWmtpTrainer:
         config = read_deepspeed_config(settings.deepspeed_config, self.world)
         self.micro_batch: int = config["train_micro_batch_size_per_gpu"]
         self.accumulation: int = config["gradient_accumulation_steps"]
+        self.rows_per_step = self.micro_batch * self.accumulation * self.world
         self.checkpoints = settings.output_dir / "checkpoints"
 
-        self.inputs = open_inputs(settings, with_scores=uses_reference)
+        tokenizer = open_tokenizer(settings)
+        seed_everything(settings.seed)
+        policy = open_policy(settings, tokenizer, value_head=value_objective is not None)
+        self.inputs = open_inputs(settings, uses_reference, policy.config.trunk.vocab_size)
         if value_objective and not (self.inputs.train.prepared.has_rewards or self.inputs.train.prepared.has_pairs):
             raise UserError(
                 "critic-wmtp needs rows with a `reward`, or with `chosen` and `rejected`; data.train has neither"
             )
-        seed_everything(settings.seed)
-        policy = open_policy(settings, self.inputs.tokenizer, value_head=value_objective is not None)
         reference = None
         if uses_reference and settings.reference.scores is None:
             reference = open_reference(settings, policy, self.inputs.tokenizer).to(self.device)
@@ -67,8 +69,17 @@ class BaseWmtpTrainer:
         self.stage0_norm: Tensor | None = None
         self.monitor: Monitor | None = None
         self.step = 0
+        self.consumed_rows = 0
+        self.identity = {
+            "algo": settings.algo,
+            "seed": settings.seed,
+            "data": self.inputs.train.prepared.fingerprint,
+            "model": {"horizon": settings.model.horizon, "trunk": json.loads(policy.config.trunk.to_json_string())},
+        }
         if settings.resume and (newest := newest_checkpoint(self.checkpoints)):
-            self.step = load_checkpoint(self.engine, newest)["step"]
+            about = load_checkpoint(self.engine, newest, self.identity)
+            self.step, self.consumed_rows = about["step"], about["consumed_rows"]
+            set_learning_rate(self.engine, settings.optimizer)
         horizon = settings.model.horizon
         if settings.normalize_by == "selected":
             weighting.selected_counts(torch.zeros(1, horizon, dtype=torch.int64))  # refuses now or never
@@ -93,9 +104,8 @@ class BaseWmtpTrainer:
             (settings.output_dir / "settings.json").write_text(settings.model_dump_json(indent=2))
         sets = list(self.inputs.evaluate)
         self.monitor = Monitor(settings.output_dir / "tensorboard", is_first, self.step + 1, sets)
-        rows_per_step = self.micro_batch * self.accumulation * self.world
-        tokens_per_step = rows_per_step * settings.data.sequence_length
-        self.loader = self._open_loader(consumed_rows=self.step * rows_per_step)
+        tokens_per_step = self.rows_per_step * settings.data.sequence_length
+        self.loader = self._open_loader()
         figures = self.evaluate() if settings.evaluate_every and self.step == 0 else {}
         progress = tqdm(
             desc=settings.algo,
@@ -131,6 +141,7 @@ class BaseWmtpTrainer:
         for batch in batches:
             self.forward_backward(batch, counts)
         self.step += 1
+        self.consumed_rows += self.rows_per_step
         self.interval_steps += 1
 
     def forward_backward(self, batch: Batch, counts: StepCounts) -> None:
@@ -143,7 +154,7 @@ class BaseWmtpTrainer:
         self.engine.step()
 
     def log(self, tokens_per_step: int) -> float:
-        """Write the interval's figures; returns its mean loss. The only place where the loop waits for the device."""
+        """Write the interval's figures; returns its mean loss. No figure is read from the device anywhere else."""
         figures = self.statistics.read(self.interval_steps)
         seconds = (time.perf_counter() - self.interval_start) / self.interval_steps
         figures |= {
@@ -177,7 +188,8 @@ class BaseWmtpTrainer:
                 f"step {self.step}: the gradient is not finite, though the loss is; {self._last_good()}; "
                 "lower optimizer.learning_rate, then --resume"
             )
-        save_checkpoint(self.engine, self.checkpoints, self.step, {}, self.settings.keep_checkpoints)
+        state = {**self.identity, "consumed_rows": self.consumed_rows}
+        save_checkpoint(self.engine, self.checkpoints, self.step, state, self.settings.keep_checkpoints)
 
     def finish(self, figures: dict[str, float]) -> None:
         """The final model, its held-out figures and a passage of text marked by what each head keeps."""
@@ -195,7 +207,7 @@ class BaseWmtpTrainer:
         if self.monitor is not None:
             self.monitor.close()
 
-    def _open_loader(self, consumed_rows: int) -> Iterator[Batch]:
+    def _open_loader(self) -> Iterator[Batch]:
         data = self.inputs.train
         loader = TrainLoader(
             data.prepared,
@@ -204,7 +216,7 @@ class BaseWmtpTrainer:
             self.rank,
             self.world,
             self.settings.seed,
-            consumed_samples=consumed_rows,
+            consumed_samples=self.consumed_rows,
             workers=self.settings.data.workers,
             pin_memory=self.device.type == "cuda",
         )

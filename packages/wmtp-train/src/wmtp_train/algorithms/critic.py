@@ -8,6 +8,7 @@ Where: wmtp_core.weighting.CriticWeighting, wmtp_core.critic; the value head is 
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from wmtp_core import CriticWeighting
@@ -20,15 +21,19 @@ from wmtp_train.trainer import BaseWmtpTrainer
 
 @dataclass(frozen=True)
 class LearnReward:
-    """Ranking where the data holds chosen and rejected texts, else regression on λ-returns of the reward."""
+    """Ranking of chosen over rejected texts, and regression on λ-returns where documents have a reward."""
 
     return_lambda: float
 
     def __call__(self, values: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        losses, counts = torch.zeros_like(values), torch.zeros_like(values)
         if batch.pairs is not None:
-            return ranking_losses(values, batch.pairs, batch.document_ids)
-        assert batch.rewards is not None, "the trainer has checked that the data holds one of the two"
-        return lambda_return_losses(values, batch.rewards, self.return_lambda, batch.document_ids)
+            ranking, ends = ranking_losses(values, batch.pairs, batch.document_ids)
+            losses, counts = losses + ranking, counts + ends
+        if batch.rewards is not None:
+            regression, known = lambda_return_losses(values, batch.rewards, self.return_lambda, batch.document_ids)
+            losses, counts = losses + regression, counts + known
+        return losses, counts
 
 
 class CriticWmtpTrainer(BaseWmtpTrainer):

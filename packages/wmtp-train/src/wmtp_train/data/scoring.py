@@ -33,21 +33,23 @@ def score(
     micro_batch: int,
     progress: Callable[[int, int], None] | None = None,
     dtype: str = "float32",
+    computed_in: str = "float32",
 ) -> None:
     """Writes the score folder `output` that `scores.load_scores` opens; returns at once where it is there already.
 
     `token_losses` maps a batch (CPU tensors) to −log P_ref of each token, [B, S] in nats by target position.
     Process `rank` of `world` takes the shards rank, rank + world, … that are not done yet, and rank 0 joins them after
     a barrier of torch.distributed, where that runs. `progress(done, total)` gets this process's rows after each batch.
-    `dtype` "float16" halves the folder, at a relative error of up to 2^-11.
+    `dtype` "float16" halves the folder, at a relative error of up to 2^-11; `computed_in` is the reference's dtype.
 
     Raises UserError where `output`, finished or not, was made with something else, where a loss is not finite, and
     where shards are missing because not all processes ran.
     """
     output = Path(output)
-    wanted = prepared.fingerprint | {"reference": reference_fingerprint, "dtype": dtype}
+    wanted = prepared.fingerprint | {"reference": reference_fingerprint, "dtype": dtype, "computed_in": computed_in}
     if output.is_dir() and any(output.iterdir()):
         load_scores(output, prepared, reference_fingerprint)
+        require_same(output, wanted)
         return
     partial = partial_folder(output)
     partial.mkdir(parents=True, exist_ok=True)
