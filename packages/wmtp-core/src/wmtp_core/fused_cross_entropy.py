@@ -179,7 +179,7 @@ class _Gradients:
         if self.hidden is not None:
             self.hidden.mul_((grad / self.guessed).where(self.guessed != 0, 0).unsqueeze(-1))
         if self.weight is not None:
-            self.weight = torch.where(factor == 0, 0, factor * self.weight)
+            self.weight.mul_(factor).masked_fill_(factor == 0, 0)  # in place: it is the largest tensor here
         return residual
 
     def weight_as(self, dtype: torch.dtype) -> Tensor | None:
