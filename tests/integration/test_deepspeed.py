@@ -71,3 +71,15 @@ def test_an_error_ends_both_processes_with_one_line_and_exit_code_2(call, workpl
     assert lines
     assert all("algo is 'rho1'; choose one of" in line for line in lines)
     assert "Traceback" not in done.stderr
+
+
+def test_an_error_that_rank_0_finds_in_the_data_is_said_once_and_ends_both(call, workplace, tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "fine"}\n{"text": oops}\n')
+    arguments = ["--tiny", "--algo", "mtp-baseline", "--output_dir", tmp_path / "run"]
+    done = call("launch/train.py", *arguments, "--data.train", f'["{broken}"]', by=launcher())
+    assert done.returncode == 2
+    said = [line for line in (done.stderr + done.stdout).splitlines() if line.startswith("error")]
+    assert [line.startswith(f"error: {broken}:2: ") for line in said] == [True]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

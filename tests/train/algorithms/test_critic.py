@@ -1,7 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from wmtp_core import CriticWeighting
+from wmtp_train.algorithms.critic import LearnReward
+from wmtp_train.data.batch import Batch
 
 
 def test_it_wires_the_settings_and_a_value_head(make_trainer):
@@ -88,3 +92,22 @@ def test_pairs_teach_by_ranking(make_trainer, tiny_home):
     assert ranking_loss() == pytest.approx(0.6931, abs=1e-4)
     trainer.train()
     assert ranking_loss() < 0.5
+
+
+def test_pairs_and_rewards_teach_side_by_side():
+    """Neither silences the other: their losses add up, and so do their numbers."""
+    row = [[0, 0, 1, 1, 2, 2]]
+    batch = Batch(
+        input_ids=torch.zeros(1, 6, dtype=torch.int64),
+        labels=torch.zeros(1, 6, dtype=torch.int64),
+        position_ids=torch.tensor([[0, 1, 0, 1, 0, 1]]),
+        document_ids=torch.tensor(row),
+        row_ids=torch.tensor([0]),
+        rewards=torch.tensor([[torch.nan] * 4 + [1.0, 1.0]]),
+        pairs=torch.tensor([[1, 1, -1, -1, 0, 0]]),
+    )
+    values = torch.tensor([[0.0, 2.0, 0.0, 0.5, 0.25, 0.5]])
+    losses, counts = LearnReward(return_lambda=1.0)(values, batch)
+    assert counts.tolist() == [[0, 0, 0, 1, 1, 1]]
+    ranking = math.log1p(math.exp(-(2.0 - 0.5)))
+    assert losses[0].tolist() == pytest.approx([0, 0, 0, ranking, 0.75**2, 0.5**2])

@@ -138,3 +138,12 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, prepared: Prepar
     with pytest.raises(UserError, match="no score folder"):
         score(prepared, losses, prepared.path, "reference", 0, 1, 2)
     assert sorted(path.name for path in prepared.path.iterdir()) == before
+
+
+@pytest.mark.parametrize("other", [{"dtype": "float16"}, {"computed_in": "bfloat16"}])
+def test_scores_of_another_precision_are_refused_and_never_mixed(
+    tmp_path: Path, prepared: PreparedData, other: dict[str, str]
+) -> None:
+    score(prepared, losses, tmp_path / "s", "reference", 0, 1, 2)
+    with pytest.raises(UserError, match=f"another {next(iter(other))} "):
+        score(prepared, pytest.fail, tmp_path / "s", "reference", 0, 1, 2, **other)
