@@ -79,6 +79,7 @@ def brute_force(micro_batches, weighting):
         figures["noise/recall"] = figures["noise/kept/clean"] = kinds[0][1] / kinds[0][0]
         for kind, (targets, selected) in zip(KINDS, kinds[1:], strict=True):
             figures[f"noise/kept/{kind}"] = selected / targets
+            figures[f"noise/precision/{kind}"] = kinds[0][1] / (kinds[0][1] + selected)
     figures["excess_auc"] = auc_by_pairs(excess, is_clean)
     figures["value_auc"] = auc_by_pairs(values, is_good)
     return figures

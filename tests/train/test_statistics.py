@@ -66,6 +66,7 @@ def brute_force(micro_batches, steps, newest):
     figures["noise/recall"] = figures["noise/kept/clean"] = kinds[0][1] / kinds[0][0]
     for kind, (targets, selected) in zip(KINDS, kinds[1:], strict=True):
         figures[f"noise/kept/{kind}"] = selected / targets
+        figures[f"noise/precision/{kind}"] = kinds[0][1] / (kinds[0][1] + selected)
     return figures
 
 
@@ -155,6 +156,7 @@ def test_noise_figures():
         "noise/recall": 0.6,
         "noise/kept/clean": 0.6,
         "noise/kept/hex": 0.75,
+        "noise/precision/hex": 6 / 9,
     }
 
 

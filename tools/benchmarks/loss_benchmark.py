@@ -39,7 +39,7 @@ def loss_comparisons(
     for name, variant in list(variants.items()):
         try:
             errors[name] = check_loss_variant(variant, make_loss_problem(CHECKED, device, dtype))
-        except Exception as error:
+        except Exception as error:  # a peer may fail in any way of its own: it is left out, and the reason is printed
             if not variant.is_peer:
                 raise
             skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"

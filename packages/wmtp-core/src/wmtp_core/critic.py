@@ -30,7 +30,7 @@ def generalized_advantages(
     differences: Tensor, discount: float, gae_lambda: float, document_ids: Tensor | None = None
 ) -> Tensor:
     """`A_t = Σ_l (discount·λ)^l δ_{t+l}` over the rest of the document. float32 `[B, S]` in and out."""
-    decay = torch.full_like(differences, discount * gae_lambda).where(~_document_ends(differences, document_ids), 0)
+    decay = torch.full_like(differences, discount * gae_lambda).where(~_ends(differences, document_ids), 0)
     return _sum_from_the_right(differences, decay)
 
 
@@ -52,7 +52,7 @@ def lambda_return_losses(
     """
     known = ~rewards.isnan()
     targets = values.detach()
-    ends = _document_ends(targets, document_ids)
+    ends = _ends(targets, document_ids)
     following = torch.nn.functional.pad(targets[:, 1:], (0, 1))
     constants = torch.where(ends, rewards.nan_to_num(), (1 - return_lambda) * following)
     returns = _sum_from_the_right(constants, torch.full_like(targets, return_lambda).where(~ends, 0))
@@ -74,7 +74,7 @@ def ranking_losses(values: Tensor, pairs: Tensor, document_ids: Tensor) -> tuple
     start = torch.where(document_starts(document_ids), positions, 0).cummax(dim=1).values
     before = start - 1  # the last token of the document before this one
     chosen_end = before.clamp(min=0)
-    mask = _document_ends(values, document_ids) & (pairs < 0)
+    mask = document_ends(document_ids) & (pairs < 0)
     mask &= pairs.gather(1, chosen_end) == -pairs
     margins = values.gather(1, chosen_end) - values
     return torch.nn.functional.softplus(-margins).where(mask, 0), mask
@@ -87,12 +87,16 @@ def document_starts(document_ids: Tensor) -> Tensor:
     return starts
 
 
-def _document_ends(like: Tensor, document_ids: Tensor | None) -> Tensor:
-    ends = torch.zeros_like(like, dtype=torch.bool)
-    ends[:, -1] = True
-    if document_ids is not None:
-        ends[:, :-1] = document_ids[:, 1:] != document_ids[:, :-1]
+def document_ends(document_ids: Tensor) -> Tensor:
+    """bool `[B, S]`: where a packed document (or what the row holds of it) ends."""
+    ends = torch.ones_like(document_ids, dtype=torch.bool)
+    ends[:, :-1] = document_ids[:, 1:] != document_ids[:, :-1]
     return ends
+
+
+def _ends(values: Tensor, document_ids: Tensor | None) -> Tensor:
+    """As `document_ends`; without ids each row of `values` is one document."""
+    return document_ends(torch.zeros_like(values) if document_ids is None else document_ids)
 
 
 def _sum_from_the_right(constants: Tensor, decay: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wmtp_core import excess_loss, shift_to_heads
+from wmtp_core.critic import document_ends
 from wmtp_train.data.batch import Batch
 from wmtp_train.objective import Objective
 from wmtp_train.statistics import noise_figures
@@ -45,7 +46,7 @@ def evaluate(objective: Objective, batches: Iterable[Batch], step: int, kinds: l
             excess = excess_loss(signals.ce, signals.reference_ce)[..., 1:][later]
             excesses.append((excess.cpu(), (kind[..., 1:][later] == 0).cpu()))
         if output.values is not None and batch.rewards is not None:
-            ends = _known_ends(batch)
+            ends = document_ends(batch.document_ids) & ~batch.rewards.isnan()
             values.append((output.values[ends].cpu(), (batch.rewards[ends] > 0.5).cpu()))
     sums = torch.stack(_gather(sums)).sum(dim=0)
     ce, targets, selected = sums.unbind(dim=-1)  # [H, kinds]
@@ -87,14 +88,6 @@ def _gather(mine: Any) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, mine)
     return gathered
-
-
-def _known_ends(batch: Batch) -> Tensor:
-    """bool `[B, S]`: last tokens of documents whose reward is known."""
-    assert batch.rewards is not None
-    ends = torch.ones_like(batch.document_ids, dtype=torch.bool)
-    ends[:, :-1] = batch.document_ids[:, 1:] != batch.document_ids[:, :-1]
-    return ends & ~batch.rewards.isnan()
 
 
 def _ratio(total: Tensor, count: Tensor) -> float:

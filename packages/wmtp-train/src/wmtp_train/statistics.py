@@ -105,7 +105,8 @@ class IntervalStatistics:
 
 
 def noise_figures(targets: list[float], selected: list[float], kinds: list[str]) -> dict[str, float]:
-    """Precision and recall of "selected" against "clean", and the share kept of each kind.
+    """Precision and recall of "selected" against "clean", and for each kind of noise the share of it that is kept, and
+    the precision against this kind alone (clean among what is selected of clean and this kind).
 
     Nothing where there is no noise, or where every target is selected.
 
@@ -120,5 +121,8 @@ def noise_figures(targets: list[float], selected: list[float], kinds: list[str])
         "noise/recall": selected[0] / max(targets[0], 1),
         "noise/kept/clean": selected[0] / max(targets[0], 1),
     }
-    kept = zip(kinds, selected[1:], targets[1:], strict=True)
-    return figures | {f"noise/kept/{kind}": chosen / n for kind, chosen, n in kept if n}
+    for kind, chosen, n in zip(kinds, selected[1:], targets[1:], strict=True):
+        if n:
+            figures[f"noise/kept/{kind}"] = chosen / n
+            figures[f"noise/precision/{kind}"] = selected[0] / max(selected[0] + chosen, 1)
+    return figures
