@@ -26,17 +26,21 @@ class OperationWitness(TorchDispatchMode):
     """Sees every operation below autograd: its name, its inputs' shapes, and what it leaves alive.
 
     `calls` are (name, shapes of the tensor inputs); `largest` is the most elements of one result; `most_alive` is the
-    most bytes that results with `columns` columns held at once.
+    most bytes that results with `columns` columns held at once; `indexed_by_masks`: the host had to
+    count what a mask holds.
     """
 
     def __init__(self, columns=None):
         super().__init__()
         self.columns, self.calls, self.largest, self.most_alive = columns, [], 0, 0
-        self._alive = []
+        self._alive, self.indexed_by_masks = [], False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         self.calls.append((func.overloadpacket.__name__, [tuple(x.shape) for x in inputs]))
+        if func.overloadpacket.__name__.startswith("index"):
+            indices = [x for x in tree_leaves(args[1]) if isinstance(x, torch.Tensor)]
+            self.indexed_by_masks |= any(x.dtype == torch.bool for x in indices)
         results = func(*args, **(kwargs or {}))
         given = {x.untyped_storage()._cdata for x in inputs}
         for result in tree_leaves(results):

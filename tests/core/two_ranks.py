@@ -19,6 +19,7 @@ def main(folder: Path, rank: int) -> None:
             rule = dataclasses.replace(rule, group=dist.group.WORLD)
         weights.append(rule.compute_head_weights(signals_of_ranks[rank]))
     torch.save(weights, folder / f"rank{rank}.pt")
+    dist.barrier()  # or one rank tears the store down under the other
     dist.destroy_process_group()
 
 

@@ -7,6 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import wmtp_core.fused_cross_entropy
+
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "repeat_interleave"}
 
 
@@ -26,7 +28,7 @@ class Waits(TorchDispatchMode):
 
     def __init__(self, monkeypatch):
         super().__init__()
-        self.places, self.watching = [], False
+        self.places, self.watching, self.counted_by_the_loss = [], False, 0
         for name in ("tolist", "numpy", "cpu"):  # on a CPU these pass below the dispatcher
             monkeypatch.setattr(torch.Tensor, name, self.noting(getattr(torch.Tensor, name)))
 
@@ -40,9 +42,10 @@ class Waits(TorchDispatchMode):
     def note(self, operation):
         if not self.watching or not (place := our_caller()):
             return
-        # Skipping rows has to count them: the fused loss and the models may ask for that, and no one else.
-        counts_rows = operation in ("nonzero", "mask") and ("cross_entropy" in place or "/wmtp_models/" in place)
-        if not counts_rows:
+        # In the backward, skipping rows has to count them.
+        if operation == "nonzero" and "/fused_cross_entropy.py" in place:
+            self.counted_by_the_loss += 1
+        elif operation != "nonzero" or "/row_sparse.py" not in place:
             self.places.append(f"{place}: {operation}")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -80,9 +83,12 @@ def test_a_step_never_waits_for_the_device(make_trainer, monkeypatch, algo, norm
     )
     waits = Waits(monkeypatch)
     trainer.train_step = waits.watch(trainer.train_step)
-    trainer.train()
+    monkeypatch.setattr(wmtp_core.fused_cross_entropy, "_counting_waits", lambda tensor: True)
+    with torch.compiler.set_stance("force_eager"):
+        trainer.train()
     assert len(trainer.objective.weighting.seen) == 3
     assert waits.places == []
+    assert waits.counted_by_the_loss == 2 * len(trainer.objective.weighting.seen)
 
 
 def test_the_watch_sees_what_waits(make_trainer, monkeypatch):

@@ -73,6 +73,11 @@ class WatchedGuess:
     guess: WeightGuess
     said: dict[str, list[Tensor]] = field(default_factory=lambda: {"positions": [], "weights": []})
 
+    @property
+    def share(self) -> float:
+        """As the guess's."""
+        return self.guess.share
+
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
         """As the guess."""
         weights = self.guess(positions, ce)

@@ -72,14 +72,20 @@ class _MarkedWeighting(HeadWeighting):
     def guess_weights(self, signals: TokenSignals) -> WeightGuess | None:
         guess = self.weighting.guess_weights(signals)
         assert guess is not None, "the rules that are compared can all guess"
+        return _MarkedGuess(guess, self.mark, guess.share)
 
-        def marked(positions: Tensor, ce: Tensor) -> Tensor:
-            self.mark("loss forward")
-            weights = guess(positions, ce)
-            self.mark("selection")
-            return weights
 
-        return marked
+@dataclass(frozen=True)
+class _MarkedGuess:
+    guess: WeightGuess
+    mark: Mark
+    share: float
+
+    def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
+        self.mark("loss forward")
+        weights = self.guess(positions, ce)
+        self.mark("selection")
+        return weights
 
 
 def measure_parts(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wmtp_core.fused_cross_entropy import CHUNK_ELEMENTS
+from wmtp_core.chunk_of_logits import rows_per_chunk
 
 PerTokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Hidden states `[N, D]`, unembedding `[V, D]` and targets int64 `[N]` (-100: none) to losses `[N]`."""
@@ -25,7 +25,7 @@ def _torch_chunked(device: torch.device) -> PerTokenLoss:
         raise Unavailable(f"torch {torch.__version__} has no F.linear_cross_entropy; torch 2.13 does")
 
     def losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, CHUNK_ELEMENTS // len(weight)))
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows_per_chunk(weight))
         return torch.nn.functional.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options)
 
     return losses

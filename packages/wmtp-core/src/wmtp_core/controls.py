@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wmtp_core.fused_cross_entropy import WeightGuess
 from wmtp_core.guesses import KnownAhead
-from wmtp_core.selection import Scope, check_k_percent, excess_loss, select_top_scores
+from wmtp_core.selection import Scope, check_k_percent, excess_loss, select_top_scores, share_kept
 from wmtp_core.targets import shift_to_heads
 from wmtp_core.weighting import HeadWeighting, TokenSignals, required, softmax_over_heads, top_k_counts
 
@@ -38,7 +38,7 @@ class RandomWeighting(HeadWeighting):
         return top_k_counts(valid_per_row, self.k_percent, self.scope)
 
     def guess_weights(self, signals: TokenSignals) -> WeightGuess:
-        return KnownAhead(self.compute_head_weights(signals))
+        return KnownAhead(self.compute_head_weights(signals), share_kept(self.k_percent, signals.valid.shape[-1]))
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,30 @@ will receive a gradient is known only after all losses, but it can be *guessed*:
 rows that a guess keeps, and the backward compares what really arrives with what was guessed, up to one common factor,
 and mends the difference. So the result is exact whatever the guess was, and a good guess makes it cheap: 3U for uniform
 weights and about (1 + 2·s)U for a selected share s.
+
+On an accelerator the forward never asks the device how many rows there are: every row of a chunk has its logits formed,
+target or not, and a fixed number of them its gradient. The backward counts the rows that it has to mend, twice.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from wmtp_core.chunk_of_logits import ChunkOfLogits, CompiledChunkOfLogits, rows_per_chunk
 from wmtp_core.errors import UserError
 
-# Rows of logits that are formed at once hold so many elements: 2^24 float32 are 64 MiB.
-CHUNK_ELEMENTS = 2**24
 # A guessed gradient within a few roundings of the real one is the real one: the two are products in another order.
 _TOLERANCE = 1e-6
 
 
 class WeightGuess(Protocol):
     """Guesses head weights chunk by chunk, while the losses come in."""
+
+    share: float
+    """About the share of all predictions that it keeps at most: more of a chunk than that is not formed ahead."""
 
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
         """Weights float32 `[c, H]` of the positions int64 `[c]` (in 0 … P−1), whose losses are ce float32 `[c, H]`.
@@ -88,50 +94,48 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, guess: GradientGuess | None
     ) -> Tensor:
+        valid = targets != ignore_index
+        targets = targets.where(valid, 0)
         ce = hidden.new_zeros(len(hidden), dtype=torch.float32)
         formed = _Gradients(hidden, weight, targets, ctx.needs_input_grad) if guess is not None else None
         horizon = len(guess.per_head) if guess is not None else 1
         heads = torch.arange(horizon, device=hidden.device)
         count = len(hidden) // horizon
-        chunks = max(1, min(count, -(-len(hidden) // _rows_per_chunk(weight))))
-        logits = _ChunkOfLogits(weight, -(-count // chunks) * horizon)
+        chunks = max(1, min(count, -(-len(hidden) // rows_per_chunk(weight))))
+        logits = _chunk_of_logits(weight, -(-count // chunks) * horizon)
         for i in range(chunks):
             positions = torch.arange(i, count, chunks, device=hidden.device)  # [c]
             chunk = (positions[:, None] * horizon + heads).flatten()  # [c·H]
-            has_target = targets[chunk] != ignore_index
-            rows = chunk[has_target]  # [r]
-            log_probabilities = logits.log_probabilities(hidden[rows])  # [r, V]
-            ce[rows] = -log_probabilities.gather(1, targets[rows, None]).squeeze(1)
+            rows = chunk if _counting_waits(hidden) else chunk[valid[chunk]]  # [r]
+            ce[rows] = logits.losses(hidden[rows], targets[rows]).where(valid[rows], 0)
             if guess is not None and formed is not None:
                 weights = guess.weights(positions, ce.view(-1, horizon)[positions])  # [c, H]
-                guessed = (weights * guess.per_head).flatten()[has_target]
-                # What is not a number, or of a size that another factor would overflow, is no guess.
-                formed.guessed[rows] = guessed.where((guessed.abs() > 1e-25) & (guessed.abs() < 1e25), 0)
-                kept = formed.guessed[rows].nonzero().squeeze(-1)
-                formed.add(logits, logits.keep(kept, len(rows)), rows[kept], formed.guessed)
-        ctx.save_for_backward(hidden, weight, targets)
-        ctx.ignore_index, ctx.formed = ignore_index, formed
+                formed.guess(chunk, (weights * guess.per_head).flatten().where(valid[chunk], 0))
+                formed.add(logits, rows, formed.worth_forming(rows, guess.weights.share), formed.guessed)
+        ctx.save_for_backward(hidden, weight, targets, valid)
+        ctx.formed = formed
         return ce
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_ce: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        hidden, weight, targets = ctx.saved_tensors
-        grad = grad_ce.where(targets != ctx.ignore_index, 0)
+        hidden, weight, targets, valid = ctx.saved_tensors
+        grad = grad_ce.where(valid, 0)
         # What was formed ahead is spent by the first backward; one more over a retained graph forms everything anew.
         if ctx.formed is not None:
             gradients, ctx.formed = ctx.formed, None
             grad = gradients.take_for(grad)
         else:
             gradients = _Gradients(hidden, weight, targets, ctx.needs_input_grad)
-        rows_per_chunk = min(_rows_per_chunk(weight), max(1, len(hidden)))
-        logits = _ChunkOfLogits(weight, rows_per_chunk)
+        most = min(rows_per_chunk(weight), max(1, len(hidden)))
+        logits = _chunk_of_logits(weight, most)
         guessed = gradients.guessed != 0
         # A row that was guessed lacks only a part of the weight's gradient; one that was not lacks everything.
         for lacking, hidden_too in (((grad != 0) & guessed), False), (((grad != 0) & ~guessed), True):
-            for rows in lacking.nonzero().squeeze(-1).split(rows_per_chunk):
+            for rows in lacking.nonzero().squeeze(-1).split(most):
                 if len(rows):
-                    gradients.add(logits, logits.log_probabilities(hidden[rows]), rows, grad, hidden_too)
+                    logits.losses(hidden[rows], targets[rows])
+                    gradients.add(logits, rows, None, grad, hidden_too)
         return gradients.hidden, gradients.weight_as(weight.dtype), None, None, None
 
 
@@ -144,22 +148,42 @@ class _Gradients:
         self.weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
         self.guessed = torch.zeros(len(hidden), device=hidden.device)
 
+    def guess(self, rows: Tensor, guessed: Tensor) -> None:
+        """Note the gradients float32 `[r]` that the losses of these rows will probably receive."""
+        # What is not a number, or of a size that another factor would overflow, is no guess.
+        self.guessed[rows] = guessed.where((guessed.abs() > 1e-25) & (guessed.abs() < 1e25), 0)
+
+    def worth_forming(self, rows: Tensor, share: float) -> Tensor:
+        """Which of the rows to form ahead: int64, ascending indices into `rows`; the guess of the others is dropped."""
+        most = min(len(rows), math.ceil(share * len(rows) + math.sqrt(len(rows)) / 2))  # a chunk's share varies so much
+        wanted = self.guessed[rows] != 0
+        if _counting_waits(rows):
+            kept = wanted.byte().argsort(descending=True, stable=True)[:most].sort().values  # a fixed number
+        else:
+            kept = wanted.nonzero().squeeze(-1)[:most]
+        formed = self.guessed[rows[kept]]
+        self.guessed[rows] = 0
+        self.guessed[rows[kept]] = formed
+        return kept
+
     def add(
-        self,
-        logits: "_ChunkOfLogits",
-        log_probabilities: Tensor,
-        rows: Tensor,
-        amounts: Tensor,
-        hidden_too: bool = True,
+        self, logits: ChunkOfLogits, rows: Tensor, kept: Tensor | None, amounts: Tensor, hidden_too: bool = True
     ) -> None:
-        """Add what rows int64 `[r]` give when `amounts[rows]` arrives at their losses; spends `log_probabilities`."""
-        gradients = log_probabilities.exp_()  # [r, V]
-        gradients[torch.arange(len(rows), device=rows.device), self.targets[rows]] -= 1
-        product = logits.in_weights_dtype(gradients.mul_(amounts[rows, None]))
+        """Add what arrives at some losses of the chunk that `logits` holds.
+
+        Args:
+            rows: int64 `[r]`, the rows of that chunk.
+            kept: which of them, as indices into `rows`; None: all.
+            amounts: float32 `[N]`, what arrives at each loss.
+        """
+        chosen = rows if kept is None else rows[kept]
+        arriving = amounts[chosen]  # [k]
+        whole = kept is None or len(kept) == len(rows)
+        product = logits.gradients(None if whole else kept, self.targets[chosen], arriving)  # [k, V]
         if self.hidden is not None and hidden_too:
-            self.hidden[rows] = product @ logits.weight
+            self.hidden[chosen] = product @ logits.weight
         if self.weight is not None:
-            picked = self.hidden_states[rows]  # [r, D]
+            picked = self.hidden_states[chosen].where(arriving[:, None] != 0, 0)  # [k, D]: 0 · NaN would be NaN
             if picked.dtype == torch.float32:
                 self.weight.addmm_(product.T, picked)
             else:
@@ -187,40 +211,10 @@ class _Gradients:
         return None if self.weight is None else self.weight.to(dtype)
 
 
-class _ChunkOfLogits:
-    """Buffers that one chunk of logits after the other is written to: memory that is freed and taken again is slow."""
-
-    def __init__(self, weight: Tensor, rows: int) -> None:
-        self.weight, self.rows = weight, rows
-        self._buffers: dict[str, Tensor] = {}
-
-    def log_probabilities(self, hidden: Tensor) -> Tensor:
-        """float32 `[r, V]`, by the arithmetic of `torch.nn.functional.cross_entropy`, valid until the next call."""
-        logits = self._buffer("logits", len(hidden), torch.float32)
-        if hidden.dtype == torch.float32:
-            torch.mm(hidden, self.weight.T, out=logits)
-        else:
-            logits.copy_(torch.mm(hidden, self.weight.T, out=self._buffer("product", len(hidden), hidden.dtype)))
-        return torch.log_softmax(logits, dim=-1, out=logits)
-
-    def keep(self, kept: Tensor, count: int) -> Tensor:
-        """The kept ones of the `count` rows that `log_probabilities` returned last."""
-        logits = self._buffer("logits", count, torch.float32)
-        if len(kept) == count:
-            return logits
-        return torch.index_select(logits, 0, kept, out=self._buffer("kept", len(kept), torch.float32))
-
-    def in_weights_dtype(self, gradients: Tensor) -> Tensor:
-        """`[r, V]` in the dtype that the products are taken in."""
-        if self.weight.dtype == torch.float32:
-            return gradients
-        return self._buffer("product", len(gradients), self.weight.dtype).copy_(gradients)
-
-    def _buffer(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
-        if name not in self._buffers:
-            self._buffers[name] = torch.empty(self.rows, len(self.weight), dtype=dtype, device=self.weight.device)
-        return self._buffers[name][:rows]
+def _counting_waits(tensor: Tensor) -> bool:
+    """Whether the host has to wait for a device to learn how many rows there are."""
+    return tensor.device.type != "cpu"
 
 
-def _rows_per_chunk(weight: Tensor) -> int:
-    return max(1, CHUNK_ELEMENTS // len(weight))
+def _chunk_of_logits(weight: Tensor, rows: int) -> ChunkOfLogits:
+    return (CompiledChunkOfLogits if _counting_waits(weight) else ChunkOfLogits)(weight, rows)

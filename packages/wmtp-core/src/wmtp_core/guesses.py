@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from wmtp_core.selection import top_k_count
+from wmtp_core.selection import share_kept, top_k_count
 
 
 class KnownAhead:
@@ -11,10 +11,11 @@ class KnownAhead:
 
     Args:
         head_weights: float32 `[B, S, H]`.
+        share: about how much of them is not 0, at most.
     """
 
-    def __init__(self, head_weights: Tensor) -> None:
-        self.head_weights = head_weights.flatten(0, 1)  # [P, H]
+    def __init__(self, head_weights: Tensor, share: float = 1.0) -> None:
+        self.head_weights, self.share = head_weights.flatten(0, 1), share  # [P, H]
 
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
         return self.head_weights[positions]
@@ -32,6 +33,7 @@ class RunningTopExcess:
     def __init__(self, targets_reference_ce: Tensor, valid: Tensor, k_percent: float) -> None:
         self.reference_ce, self.valid = targets_reference_ce.flatten(0, 1), valid.flatten(0, 1)  # [P, H]
         self.k_percent = k_percent
+        self.share = share_kept(k_percent, valid.shape[-1])
         self.seen = [self.reference_ce[:0]]  # of each chunk so far `[c, H]`: excess of valid targets, −inf elsewhere
         self.seen_valid = self.valid[:0].sum(dim=0)  # [H]
         self.count, self.sorted_count = 0, 0

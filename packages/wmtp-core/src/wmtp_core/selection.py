@@ -47,6 +47,11 @@ def top_k_count(valid_count: Tensor, k_percent: float) -> Tensor:
     return kept.masked_fill(valid_count == 0, 0)
 
 
+def share_kept(k_percent: float, horizon: int) -> float:
+    """What part of all predictions is kept, head 0 whole and the top k of each later head."""
+    return (1 + (horizon - 1) * k_percent) / horizon
+
+
 def keep_top(scores: Tensor, valid: Tensor, k_percent: float) -> Tensor:
     """Keep the top k of the valid scores of each row, ties by position (lower first).
 
