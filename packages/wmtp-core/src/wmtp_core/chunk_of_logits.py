@@ -3,6 +3,10 @@
 Memory that is freed and taken again is slow on a CPU, and results kept between large temporaries pin the heap.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -78,18 +82,25 @@ class CompiledChunkOfLogits(ChunkOfLogits):
 
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         self._logits = torch.mm(hidden, self.weight.T, out=self._buffer("logits", len(hidden), self.weight.dtype))
-        ce, self._peaks, self._sums = _losses(self._logits, targets)
+        ce, self._peaks, self._sums = _compiled(_losses)(self._logits, targets)
         return ce
 
     def gradients(self, kept: Tensor | None, targets: Tensor, amounts: Tensor) -> Tensor:
         """As the base class; rows of amount 0 give 0, whatever their logits."""
         if kept is None:
-            return _write_gradients(self._logits, self._logits, self._peaks, amounts / self._sums, targets, amounts)
-        out, scales = self._buffer("kept", len(kept), self.weight.dtype), amounts / self._sums[kept]
-        return _write_kept_gradients(out, self._logits, kept, self._peaks[kept], scales, targets, amounts)
+            write, scales = _compiled(_write_gradients), amounts / self._sums
+            return write(self._logits, self._logits, self._peaks, scales, targets, amounts)
+        write, scales = _compiled(_write_kept_gradients), amounts / self._sums[kept]
+        out = self._buffer("kept", len(kept), self.weight.dtype)
+        return write(out, self._logits, kept, self._peaks[kept], scales, targets, amounts)
 
 
-@torch.compile(dynamic=True)
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Only once it is called: the compiler takes seconds to import."""
+    return torch.compile(function, dynamic=True)
+
+
 def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, and of each row the largest logit and the sum of exp(logit − largest): as one number they would round."""
     peaks = logits.amax(dim=-1).float()
@@ -98,7 +109,6 @@ def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (sums.log() - shifted.gather(1, targets[:, None]).squeeze(1)).clamp(min=0), peaks, sums
 
 
-@torch.compile(dynamic=True)
 def _write_gradients(
     out: Tensor, logits: Tensor, peaks: Tensor, scales: Tensor, targets: Tensor, amounts: Tensor
 ) -> Tensor:
@@ -107,7 +117,6 @@ def _write_gradients(
     return out.copy_((scaled - at_target * amounts[:, None]).where(amounts[:, None] != 0, 0))
 
 
-@torch.compile(dynamic=True)
 def _write_kept_gradients(
     out: Tensor, logits: Tensor, kept: Tensor, peaks: Tensor, scales: Tensor, targets: Tensor, amounts: Tensor
 ) -> Tensor:
