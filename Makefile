@@ -6,9 +6,9 @@ DEMO := runs/demo
 CONFIG := --config launch/configs/demo.yaml
 PACKAGES := packages/wmtp-core packages/wmtp-models packages/wmtp-train
 
-.PHONY: help setup demo test bench lint types format tensorboard clean-demo
+.PHONY: help setup demo test test-slurm bench lint types format tensorboard clean-demo
 help:
-	@echo "make setup | demo | test | bench | lint | types | format | tensorboard | clean-demo"
+	@echo "make setup | demo | test | test-slurm | bench | lint | types | format | tensorboard | clean-demo"
 
 setup: .venv/.installed
 
@@ -16,7 +16,7 @@ setup: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PACKAGES:%=--editable %) \
-	  ninja jinja2 matplotlib sympy networkx pytest hypothesis ruff mypy types-PyYAML pre-commit
+	  peft gguf accelerate ninja jinja2 matplotlib sympy networkx pytest hypothesis ruff mypy types-PyYAML pre-commit
 	touch $@
 
 # Corpus, tokenizer, reference, scores, training, report: each step is made once; `make clean-demo` starts over.
@@ -38,6 +38,12 @@ clean-demo:
 # One thread a process: many small processes on few cores otherwise wait for each other.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# On a throw-away cluster of two nodes. Installs Debian's Slurm where there is none; without root it says why it skips.
+test-slurm: setup
+	@command -v slurmctld slurmd srun munged > /dev/null || [ "$$(id -u)" != 0 ] || \
+	  { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends slurmctld slurmd slurm-client munge; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -r s tests/slurm
 
 bench: setup
 	$(RUN) tools/bench.py --output runs/bench

@@ -1,34 +1,60 @@
-"""Evaluate a trained run on its held-out sets: `python launch/evaluate.py --config …` reads `output_dir/model`.
+"""Evaluate a trained run: `python launch/evaluate.py --config …` reads `output_dir/model`, without an optimizer.
 
-Prints a table and writes `output_dir/evaluation.json`.
+Losses, accuracy and acceptance on the held-out sets; HumanEval and tasks of lm-eval where `evaluation` asks for them.
+Prints a table and writes `output_dir/evaluation.json` and TensorBoard's HPARAMS.
 """
 
-import json
+from pathlib import Path
 
 import torch.distributed as dist
 
 from tiny import TINY_CONFIG
 from wmtp_core import UserError
 from wmtp_train.algorithms import trainer_class
+from wmtp_train.benchmarks import require_benchmarks, run_benchmarks
 from wmtp_train.command_line import load_settings
-from wmtp_train.processes import run, start_processes
+from wmtp_train.durable import write_json
+from wmtp_train.hparams import write_hparams
+from wmtp_train.processes import device, run, start_processes
+from wmtp_train.settings import Settings
 from wmtp_train.tables import figures_table
+from wmtp_train.together import on_rank_0
 
 
 def main() -> None:
     """Load the run's final model into its trainer and evaluate it."""
     settings = load_settings(tiny_config=TINY_CONFIG)
-    if not settings.data.evaluate:
-        raise UserError("data.evaluate names no held-out set; give one, like {validation: [FILE]}")
-    model = settings.model.model_copy(update={"source": str(settings.output_dir / "model"), "config": None})
-    settings = settings.model_copy(update={"model": model, "resume": False})
+    wanted, folder = settings.evaluation, settings.output_dir
+    if not (settings.data.evaluate or wanted.humaneval or wanted.tasks):
+        raise UserError(
+            "data.evaluate names no held-out set; give one, like {validation: [FILE]}, or evaluation.humaneval or "
+            "evaluation.tasks"
+        )
     start_processes()
-    trainer = trainer_class(settings.algo)(settings)
+    require_benchmarks(wanted)
+    trainer = trainer_class(settings.algo)(as_evaluated(settings))
+    trainer.policy.to(device()).eval()
     trainer.step = settings.steps  # past every warm-up
     figures = trainer.evaluate()
+    on_rank_0(lambda: folder.mkdir(parents=True, exist_ok=True), f"output_dir {folder} cannot be made")
+    figures |= run_benchmarks(trainer.policy, trainer.inputs.tokenizer, wanted, settings.seed, folder)
     if dist.get_rank() == 0:
-        (settings.output_dir / "evaluation.json").write_text(json.dumps(figures, indent=2))
         print(figures_table(figures))
+    on_rank_0(lambda: write_json(folder / "evaluation.json", figures), f"figures in {folder} cannot be saved")
+    on_rank_0(lambda: write_hparams(folder / "tensorboard", settings, figures), f"figures in {folder} cannot be saved")
+
+
+def as_evaluated(settings: Settings) -> Settings:
+    """The settings with the finished model for what training began from."""
+    own = settings.output_dir / "model"
+    folder = Path(settings.evaluation.model or own)
+    if own.exists() and not (folder.exists() and own.samefile(folder)):
+        raise UserError(
+            f"output_dir {settings.output_dir} holds the run of another model than evaluation.model {folder}: "
+            "name an output_dir of its own for the results"
+        )
+    model = {"source": str(folder), "config": None, "train": "all", "gradient_checkpointing": False}
+    return settings.model_copy(update={"model": settings.model.model_copy(update=model), "resume": False})
 
 
 if __name__ == "__main__":

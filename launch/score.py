@@ -9,11 +9,12 @@ from tqdm import tqdm
 
 from tiny import TINY_CONFIG
 from wmtp_core import UserError
-from wmtp_models import ReferenceModel, weights_fingerprint
+from wmtp_models import weights_fingerprint
 from wmtp_train.command_line import load_settings
 from wmtp_train.data import Batch, score
 from wmtp_train.engine import read_deepspeed_config
 from wmtp_train.inputs import open_inputs, open_tokenizer
+from wmtp_train.models import open_reference
 from wmtp_train.processes import device, run, start_processes
 
 
@@ -27,8 +28,7 @@ def main() -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     # The micro-batch of training, so that a live reference would compute the very same numbers.
     micro_batch = read_deepspeed_config(settings.deepspeed_config, world)["train_micro_batch_size_per_gpu"]
-    tokenizer, dtype = open_tokenizer(settings), getattr(torch, settings.reference.dtype)
-    reference = ReferenceModel.load(source, dtype, policy_tokenizer=tokenizer).to(device())
+    reference = open_reference(settings, open_tokenizer(settings))
     inputs = open_inputs(settings, with_scores=False, vocab_size=reference.causal_lm.config.vocab_size)
     fingerprint = weights_fingerprint(source)
 
@@ -55,6 +55,7 @@ def main() -> None:
                 show,
                 settings.reference.scores_dtype,
                 settings.reference.dtype,
+                in_step=settings.reference.sharded,
             )
 
 

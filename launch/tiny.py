@@ -34,7 +34,7 @@ def prepare_tiny(with_reference: bool) -> None:
 
 def _call(script: str, *arguments: object) -> None:
     # Without the launcher's variables: what is called here is one process alone.
-    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS")
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     if code := subprocess.run(command, env=environment, check=False).returncode:

@@ -6,10 +6,13 @@
 import torch.distributed as dist
 
 from tiny import TINY_CONFIG, prepare_tiny
+from wmtp_train.agreement import require_same_settings
 from wmtp_train.algorithms import trainer_class
 from wmtp_train.command_line import load_settings
 from wmtp_train.processes import run, start_processes
+from wmtp_train.signals import noting_stop_signals
 from wmtp_train.tables import figures_table
+from wmtp_train.together import on_rank_0
 
 
 def main() -> None:
@@ -17,14 +20,15 @@ def main() -> None:
     settings = load_settings(tiny_config=TINY_CONFIG)
     algorithm = trainer_class(settings.algo)
     start_processes()
+    require_same_settings(settings)
     if settings.tiny:
-        if dist.get_rank() == 0:
-            prepare_tiny(with_reference=settings.algo in ("rho1-wmtp", "softmax-excess"))
-        dist.barrier()
+        with_reference = settings.algo in ("rho1-wmtp", "softmax-excess")
+        on_rank_0(lambda: prepare_tiny(with_reference), "--tiny cannot prepare its data")
     figures = algorithm(settings).train()
     if dist.get_rank() == 0:
         print(figures_table(figures))
 
 
 if __name__ == "__main__":
-    run(main)
+    with noting_stop_signals():
+        run(main)

@@ -1,11 +1,14 @@
 """A folder to run the launch scripts in, and a way to call them as a person would."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +30,7 @@ def call(workplace: Path) -> Call:
     """Runs a script of this checkout in the workplace, by python or by a launcher that is given as `by`."""
 
     def run(
-        script: str | Path, *arguments: object, by: tuple[object, ...] = (sys.executable,)
+        script: str | Path, *arguments: object, by: tuple[object, ...] = (sys.executable,), seconds: float = 280
     ) -> subprocess.CompletedProcess[str]:
         # Without what this process has joined; alone on its threads; and with the packages that these tests import.
         environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
@@ -43,13 +46,33 @@ def call(workplace: Path) -> Call:
             start_new_session=True,
         )
         try:
-            out, error = process.communicate(timeout=280)
+            out, error = process.communicate(timeout=seconds)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)  # the launcher's ranks too
             raise
         return subprocess.CompletedProcess(command, process.returncode, out, error)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def train_runs() -> Callable[[Path, dict[int, dict[str, Any]]], None]:
+    """Trains runs, by number of ranks and name, at once, and leaves what each saw in a folder: see split_runs.py."""
+
+    def train(folder: Path, runs: dict[int, dict[str, Any]]) -> None:
+        (folder / "runs.json").write_text(json.dumps(runs))
+        command = [sys.executable, Path(__file__).with_name("split_runs.py"), folder]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+            try:
+                code = process.wait(timeout=900)
+            finally:
+                with suppress(ProcessLookupError):  # all have ended, as they should
+                    os.killpg(process.pid, signal.SIGKILL)
+        assert code == 0, (folder / "log").read_text()[-5000:]
+
+    return train
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from wmtp_core import UserError
-from wmtp_models import build_policy, load_causal_lm, load_policy, load_tokenizer
+from wmtp_models import build_policy, load_causal_lm, load_policy, load_tokenizer, load_wmtp
+from wmtp_models.formats import consolidated
 
 Make = Callable[..., PreTrainedModel]
 TRUNK = {
@@ -142,6 +143,39 @@ def test_folder_without_a_usable_config(saved: Path, tmp_path: Path) -> None:
 def test_another_horizon_says_which(saved: Path) -> None:
     with pytest.raises(UserError, match="has 4 heads, but horizon is 2: set horizon to 4"):
         load_policy(saved / "wmtp", horizon=2)
+
+
+def test_heads_of_another_kind_say_which(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has heads of the kind layer, but head_kind is mlp: set head_kind to layer"):
+        load_policy(saved / "wmtp", head_kind="mlp")
+    build_policy(TRUNK, 64, 2, head_kind="linear").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has heads of the kind linear, but head_kind is layer"):
+        load_policy(tmp_path, 2)
+    assert load_policy(tmp_path, 2, head_kind="linear").config.head_kind == "linear"
+
+
+def test_all_heads_as_they_were_saved(saved: Path, tmp_path: Path) -> None:
+    policy = build_policy(TRUNK, 64, 3, value_head=True, head_kind="mlp", seed=3).bfloat16()
+    policy.save_pretrained(tmp_path)
+    again = load_wmtp(tmp_path)
+    assert (again.dtype, again.config.horizon, again.config.head_kind) == (torch.bfloat16, 3, "mlp")
+    assert again.state_dict().keys() == policy.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], weight) for name, weight in policy.state_dict().items())
+    assert load_wmtp(tmp_path, torch.float32).dtype == torch.float32
+    with pytest.raises(UserError, match="plain is a plain llama without heads"):
+        load_wmtp(saved / "plain")
+
+
+def test_the_published_format_is_a_source_like_a_wmtp_folder(saved: Path, input_ids: Tensor, tmp_path: Path) -> None:
+    expected = load_policy(saved / "wmtp")
+    consolidated.save(expected, tmp_path)
+    assert torch.equal(load_policy(tmp_path)(input_ids).ce, expected(input_ids).ce)
+    assert load_policy(tmp_path, value_head=True).value_head is not None
+    assert torch.equal(load_causal_lm(tmp_path)(input_ids).logits, load_causal_lm(saved / "plain")(input_ids).logits)
+    with pytest.raises(UserError, match="has 4 heads, but horizon is 2"):
+        load_policy(tmp_path, horizon=2)
+    with pytest.raises(UserError, match=r"no tokenizer in .*: put one there"):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_saves_and_loads_exactly(
 def test_round_trip_in_a_fresh_process(make_causal_lm: Make, input_ids: Tensor, tmp_path: Path) -> None:
     policy = diverge(MtpForCausalLM.wrap(make_causal_lm(tie_word_embeddings=True), value_head=True))
     policy.save_pretrained(tmp_path)
-    torch.save((input_ids, *policy(input_ids)), tmp_path / "expected.pt")
+    torch.save((input_ids, *policy(input_ids)[:3]), tmp_path / "expected.pt")
     program = f"""
 import torch, wmtp_models
 from transformers import AutoConfig, AutoModel
@@ -296,3 +296,13 @@ def test_horizon_1_is_plain_next_token_prediction(make_causal_lm: Make, input_id
     names = [name for name, _ in policy.named_parameters()]
     assert len(names) == len(list(make_causal_lm().parameters()))
     assert policy(input_ids).ce.shape == (2, 12, 1)
+
+
+def test_predictions_are_each_heads_most_probable_tokens(family: str, make_causal_lm: Make, input_ids: Tensor) -> None:
+    policy = diverge(MtpForCausalLM.wrap(make_causal_lm(family), horizon=3))
+    output = policy(input_ids, predict=True)
+    assert torch.equal(output.predicted, policy.head_logits(input_ids).argmax(dim=-1))
+    assert not torch.equal(output.predicted[..., 0], output.predicted[..., 1])
+    plain = policy(input_ids)
+    assert plain.predicted is None
+    assert torch.equal(plain.ce, output.ce)

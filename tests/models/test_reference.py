@@ -1,6 +1,8 @@
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +80,27 @@ def test_one_forward_a_call_without_gradients(make_causal_lm: Make, input_ids: T
     assert torch.equal(reference.token_losses(input_ids), losses), "no dropout, ever"
 
 
+def test_a_forward_keeps_nothing_alive_but_its_losses(family: str, make_causal_lm: Make, input_ids: Tensor) -> None:
+    reference = ReferenceModel(make_causal_lm(family))
+    formed: list[weakref.ref[Tensor]] = []
+
+    def watch(_module: Any, _args: Any, output: Any) -> None:
+        formed.extend(weakref.ref(tensor) for tensor in (output, *_tensors(output)) if isinstance(tensor, Tensor))
+
+    for module in reference.causal_lm.modules():
+        module.register_forward_hook(watch)
+    # A policy's activations are wanted when a reference is called beside it; the reference's never are.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pytest.fail, pytest.fail):
+        losses = reference.token_losses(input_ids)
+    assert losses.grad_fn is None
+    assert len(formed) > 3 * 4
+    assert [tensor.shape for tensor in (ref() for ref in formed) if tensor is not None] == []
+
+
+def _tensors(output: Any) -> tuple[Any, ...]:
+    return tuple(output) if isinstance(output, tuple) else ()
+
+
 def test_bfloat16_reference_gives_float32_losses(make_causal_lm: Make, input_ids: Tensor, tmp_path: Path) -> None:
     make_causal_lm().save_pretrained(tmp_path)
     exact = ReferenceModel.load(tmp_path).token_losses(input_ids)
@@ -146,5 +169,5 @@ def test_fingerprint_is_of_weights_and_config_alone(make_causal_lm: Make, tmp_pa
         shutil.copy(first / name, second / name)
     assert weights_fingerprint(second) == fingerprint
     (second / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"does not hold a config.json and \*.safetensors"):
+    with pytest.raises(UserError, match=r"does not hold a config.json and \*.safetensors .*, or a GGUF file"):
         weights_fingerprint(second)

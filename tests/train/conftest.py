@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from wmtp_train.settings import Settings
 from wmtp_train.trainer import BaseWmtpTrainer
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # for `forked` and its jobs, here and in the processes that are forked
 
 
 @pytest.fixture
@@ -47,6 +48,9 @@ def random_micro_batch() -> Callable[..., tuple[Batch, MtpOutput, TokenSignals]]
         valid = mtp_targets(batch.labels, horizon, document_ids=document_ids)[1]
         ce = torch.rand((*shape, horizon), generator=draw).mul(4).where(valid, 0)
         values = integers(4) / 4  # ties
+        predicted = torch.randint(2, (*shape, horizon), generator=draw)
+        targets = mtp_targets(batch.labels, horizon)[0]
+        predicted = predicted.where(torch.rand(predicted.shape, generator=draw) < 0.7, targets)  # right now and then
         signals = TokenSignals(
             ce=ce,
             valid=valid,
@@ -57,7 +61,7 @@ def random_micro_batch() -> Callable[..., tuple[Batch, MtpOutput, TokenSignals]]
             values=values,
             noise=batch.noise,
         )
-        return batch, MtpOutput(ce, valid, values), signals
+        return batch, MtpOutput(ce, valid, values, predicted), signals
 
     return make
 
@@ -69,7 +73,8 @@ class Answers:
         self.answers = {id(batch): (output, signals) for batch, output, signals in micro_batches}
         self.weighting, self.horizon = weighting, micro_batches[0][2].valid.shape[-1]
 
-    def forward(self, batch: Batch, step: int) -> tuple[MtpOutput, TokenSignals]:
+    def forward(self, batch: Batch, step: int, predict: bool) -> tuple[MtpOutput, TokenSignals]:
+        assert predict
         return self.answers[id(batch)]
 
 
@@ -132,6 +137,23 @@ def make_trainer(processes: None, make_settings: Callable[..., Settings]) -> Cal
         return trainer
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
+    """Mounts a file system in memory on a new folder, with mount's options: `size=300k`, or `ro`."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
+    mounted = []
+
+    def mount(folder: Path, options: str) -> None:
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True)
+        mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

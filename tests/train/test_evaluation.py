@@ -48,6 +48,7 @@ def test_auc_of_one_class_is_undefined(positive):
 def brute_force(micro_batches, weighting):
     """Every figure by loops over single targets and documents."""
     ce = [[] for _ in range(HORIZON)]
+    right, kept = [[] for _ in range(HORIZON)], [[] for _ in range(HORIZON)]
     clean_ce = [[] for _ in range(HORIZON)]
     excess, is_clean, kinds = [], [], [[0, 0] for _ in range(len(KINDS) + 1)]
     values, is_good = [], []
@@ -65,6 +66,9 @@ def brute_force(micro_batches, weighting):
                         continue
                     loss, kind = signals.ce[b, t, h].item(), int(batch.noise[b, t + h + 1])
                     ce[h].append(loss)
+                    right[h].append(output.predicted[b, t, h] == batch.labels[b, t + h + 1])
+                    drafts = [(output.predicted[b, t, j], output.predicted[b, t + j, 0]) for j in range(1, h + 1)]
+                    kept[h].append(all(draft == verified for draft, verified in drafts))
                     if kind == 0:
                         clean_ce[h].append(loss)
                     if h >= 1:
@@ -73,6 +77,11 @@ def brute_force(micro_batches, weighting):
                         kinds[kind][0] += 1
                         kinds[kind][1] += bool(weights[b, t, h])
     figures = {f"ce/head_{h}": sum(ce[h]) / len(ce[h]) for h in range(HORIZON)}
+    figures |= {f"accuracy/head_{h}": sum(right[h]).item() / len(right[h]) for h in range(HORIZON)}
+    acceptance = [sum(kept[h]) / len(kept[h]) for h in range(1, HORIZON)]
+    assert 0 < acceptance[1] < acceptance[0] < 1
+    figures |= {f"acceptance/head_{h}": rate for h, rate in enumerate(acceptance, start=1)}
+    figures["tokens_per_forward"] = 1 + sum(acceptance)
     figures |= {f"clean_ce/head_{h}": sum(clean_ce[h]) / len(clean_ce[h]) for h in range(HORIZON)}
     if any(targets != selected for targets, selected in kinds):  # keeping everything is no selection
         figures["noise/precision"] = kinds[0][1] / sum(selected for _, selected in kinds)
@@ -118,7 +127,15 @@ def test_a_set_without_labels_or_values_has_losses_only(evaluate_all, random_mic
     batch, output, signals = random_micro_batch(0, HORIZON)
     batch, signals = replace(batch, noise=None, rewards=None), replace(signals, noise=None, reference_ce=None)
     figures = evaluate_all([(batch, output, signals)], UniformWeighting(), kinds=[])
-    assert figures.keys() == {f"ce/head_{h}" for h in range(HORIZON)}
+    predictions = {f"accuracy/head_{h}" for h in range(HORIZON)} | {"tokens_per_forward"}
+    predictions |= {f"acceptance/head_{h}" for h in range(1, HORIZON)}
+    assert figures.keys() == {f"ce/head_{h}" for h in range(HORIZON)} | predictions
+
+
+def test_a_single_head_drafts_nothing(evaluate_all, random_micro_batch):
+    figures = evaluate_all([random_micro_batch(0, horizon=1)], UniformWeighting())
+    assert {"ce/head_0", "accuracy/head_0"} <= figures.keys()
+    assert not {name for name in figures if "acceptance" in name or "per_forward" in name}
 
 
 def test_a_labelled_corpus_needs_no_reference(evaluate_all, random_micro_batch):

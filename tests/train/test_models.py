@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -89,25 +91,62 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(make_settings, toke
 
 
 def test_the_reference_is_frozen_and_of_its_own_dtype(make_settings, tokenizer):
-    settings = make_settings(reference={"dtype": "bfloat16"})
-    reference = open_reference(settings, open_policy(settings, tokenizer, False), tokenizer)
+    reference = open_reference(make_settings(reference={"dtype": "bfloat16"}), tokenizer)
     assert {(p.dtype, p.requires_grad) for p in reference.parameters()} == {(torch.bfloat16, False)}
     assert reference.token_losses(torch.arange(8)[None]).dtype == torch.float32
     assert not reference.train().training
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sharded_reference_is_the_whole_one(processes, make_settings, tokenizer, dtype):
+    def losses(sharded):
+        reference = open_reference(make_settings(reference={"dtype": dtype, "sharded": sharded}), tokenizer)
+        assert {(p.dtype, p.requires_grad) for p in reference.parameters()} == {(getattr(torch, dtype), False)}
+        assert all(hasattr(p, "ds_tensor") == sharded for p in reference.parameters())
+        assert not any(module.training for module in reference.train().modules())
+        return [reference.token_losses(torch.arange(n, n + 8)[None]) for n in range(4)]
+
+    for whole, sharded in zip(losses(False), losses(True), strict=True):
+        assert torch.equal(sharded, whole)
+        assert whole[0, 1:].min() > 0
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_live_reference_is_done_before_the_policy_begins(make_trainer, sharded):
+    trainer = make_trainer(algo="rho1-wmtp", steps=2, data={"evaluate": {}}, reference={"sharded": sharded})
+    formed, events = [], []
+
+    def watch(_module, _args, output):
+        assert not torch.is_grad_enabled()
+        hidden = output if isinstance(output, torch.Tensor) else getattr(output, "last_hidden_state", None)
+        if hidden is not None:
+            formed.append(weakref.ref(hidden))
+
+    def begin(*_):
+        assert torch.is_grad_enabled()
+        events.append(("policy", len(formed), sum(ref() is not None for ref in formed)))
+
+    reference = trainer.objective.reference
+    for module in reference.causal_lm.modules():
+        module.register_forward_hook(watch)
+    reference.register_forward_hook(lambda *_: events.append("reference"))
+    trainer.engine.module.register_forward_pre_hook(begin)
+    trainer.train()
+    each = len(formed) // 2
+    assert each > 10
+    assert events == ["reference", ("policy", each, 0), "reference", ("policy", 2 * each, 0)]
+
+
 def test_an_algorithm_that_compares_needs_a_reference(make_settings, tokenizer):
     settings = make_settings(algo="rho1-wmtp", reference={"source": None})
     with pytest.raises(UserError, match=r"rho1-wmtp .*reference\.source .*reference\.scores"):
-        open_reference(settings, open_policy(settings, tokenizer, False), tokenizer)
+        open_reference(settings, tokenizer)
 
 
 def test_a_reference_of_another_tokenizer_is_refused(make_settings, tokenizer):
-    settings = make_settings()
-    policy = open_policy(settings, tokenizer, False)
     tokenizer.add_tokens(["<one more>"])
     with pytest.raises(UserError, match="another tokenizer: 1 tokens differ, such as '<one more>'"):
-        open_reference(settings, policy, tokenizer)
+        open_reference(make_settings(), tokenizer)
 
 
 def test_a_reference_of_another_vocabulary_is_refused(make_settings, tokenizer, tiny_home, tmp_path):
@@ -117,4 +156,4 @@ def test_a_reference_of_another_vocabulary_is_refused(make_settings, tokenizer, 
     tokenizer.save_pretrained(tmp_path / "larger")
     settings = make_settings(reference={"source": str(tmp_path / "larger")})
     with pytest.raises(UserError, match=f"a vocabulary of {len(tokenizer) + 6} tokens, the policy one of"):
-        open_reference(settings, open_policy(settings, tokenizer, False), tokenizer)
+        open_reference(settings, tokenizer, policy_vocab_size=len(tokenizer))

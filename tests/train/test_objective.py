@@ -78,6 +78,16 @@ def test_the_denominators_of_selected_are_what_is_selected(processes, random_mic
     assert counts.heads.tolist() == kept.tolist()
 
 
+def test_the_denominator_of_the_value_loss_is_exact_beyond_the_integers_of_float32(processes, random_micro_batch):
+    batch, _, _ = random_micro_batch(0)
+
+    def many(values, batch):
+        return values, torch.full_like(values, 2**20 + 1)
+
+    objective = make_objective(None, UniformWeighting(), None, many)
+    assert objective.count_targets([batch, batch]).values.tolist() == 2 * batch.input_ids.numel() * (2**20 + 1)
+
+
 def test_the_loss_is_the_weighted_sum_over_its_denominators(random_micro_batch):
     batch, output, _ = random_micro_batch(1)
     ce, values = output.ce.requires_grad_(), output.values.requires_grad_()

@@ -1,5 +1,6 @@
 import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -8,7 +9,17 @@ import torch.distributed as dist
 
 from wmtp_core import UserError
 from wmtp_train import processes as module
-from wmtp_train.processes import device, first_rank_first, run, seed_everything, start_processes, world_group
+from wmtp_train.processes import (
+    device,
+    first_rank_first,
+    refuse_alike,
+    run,
+    seed_everything,
+    start_processes,
+    stop_if_asked,
+    world_group,
+)
+from wmtp_train.signals import Interrupted, noting_stop_signals
 
 
 @pytest.fixture
@@ -34,7 +45,7 @@ def test_it_computes_where_it_can(processes):
 
 
 def test_the_first_rank_hands_on_what_it_found(processes):
-    assert first_rank_first(lambda: 5) == 5
+    assert first_rank_first(lambda: 5, "a five") == 5
 
 
 def test_a_seed_fixes_every_generator():
@@ -68,3 +79,76 @@ def test_an_error_of_ours_keeps_its_traceback(no_group):
 def test_a_run_that_succeeds_returns(no_group, capsys):
     run(lambda: print("done"))
     assert capsys.readouterr().out == "done\n"
+
+
+def stop():
+    raise Interrupted("stopped by SIGTERM")
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "stopped by SIGTERM\n"), ("1", "")])
+def test_a_run_that_was_asked_to_stop_ends_with_exit_code_75_and_says_so_once(
+    no_group, monkeypatch, capsys, rank, said
+):
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as end:
+        run(stop)
+    assert end.value.code == 75
+    assert capsys.readouterr().err == said
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        RuntimeError(f"{GLOO}Connection closed by peer [127.0.0.1]:123\nmore"),
+        RuntimeError(f"{GLOO}Timed out waiting 5000ms for recv operation to complete"),
+        dist.DistNetworkError("failed to recv, got 0 bytes"),
+    ],
+)
+def test_a_peer_that_is_gone_is_one_line_and_exit_code_1(no_group, monkeypatch, capsys, lost):
+    def lose():
+        raise lost
+
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as end:
+        run(lose)
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error (rank 1): lost contact with another process")
+    assert line.endswith(f"({str(lost).splitlines()[0]})")
+
+
+def test_an_error_in_the_maths_is_not_taken_for_a_lost_peer(no_group):
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        run(lambda: torch.zeros(2) + torch.zeros(3))
+
+
+def test_a_run_stops_where_it_is_asked_to_and_not_before(processes):
+    with noting_stop_signals():
+        stop_if_asked()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(Interrupted, match="stopped by SIGUSR1"):
+            stop_if_asked()
+
+
+def test_what_all_ranks_know_is_said_by_rank_0(processes, monkeypatch):
+    with pytest.raises(UserError, match="too hot"):
+        refuse_alike("too hot")
+    monkeypatch.setattr(module.dist, "get_rank", lambda: 1)
+    with pytest.raises(SystemExit) as end:
+        refuse_alike("too hot")
+    assert end.value.code == 2
+
+
+def test_the_rank_that_speaks_is_the_one_that_main_was_given(no_group, monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+
+    def begin_and_fail():
+        monkeypatch.setenv("RANK", "3")  # as `start_processes` does under srun
+        fail()
+
+    with pytest.raises(SystemExit):
+        run(begin_and_fail)
+    assert capsys.readouterr().err.startswith("error (rank 3): ")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM
+from wmtp_train.checkpoint import newest_whole_checkpoint
 
 
 def cut_off(finished: Path, folder: Path, step: int) -> None:
@@ -29,7 +31,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("algo", ["rho1-wmtp", "critic-wmtp", "random"])
 def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(
     make_trainer, write_deepspeed, tmp_path, algo, stage
@@ -45,7 +47,6 @@ def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(
     figures = whole.train()
     cut_off(tmp_path / "whole", tmp_path / "halves", step=2)
     resumed = make_trainer("halves", resume=True, **changes)
-    assert resumed.step == 2
     assert resumed.train() == figures
     assert [signals.step for signals, _ in resumed.objective.weighting.seen[:4]] == [2, 2, 3, 3]
     one, other = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "halves"))
@@ -158,8 +159,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_checkpoint(
     assert not (folder / "model").exists()
     assert not (folder / "evaluation.json").exists()
     resumed = make_trainer(resume=True, **changes)
-    assert resumed.step == 2
     assert all(math.isfinite(figure) for figure in resumed.train().values())
+    assert resumed.objective.weighting.seen[0][0].step == 2
 
 
 def test_a_value_head_that_is_not_finite_is_named(make_trainer):
@@ -205,7 +206,7 @@ def test_a_run_resumes_only_as_itself(make_trainer, name, changes):
     with pytest.raises(
         UserError, match=f"step_00000002: saved with {name} .*start it alike, or choose another output_dir"
     ):
-        make_trainer("run", resume=True, **{"algo": "mtp-baseline", "steps": 4, **changes})
+        make_trainer("run", resume=True, **{"algo": "mtp-baseline", "steps": 4, **changes}).train()
 
 
 def test_another_learning_rate_counts_from_the_resumption_on(make_trainer, tmp_path):
@@ -221,7 +222,6 @@ def test_another_batch_size_goes_on_in_the_data_where_it_stopped(make_trainer, w
     changes = {"algo": "mtp-baseline", "data": {"evaluate": {}}}
     make_trainer("run", steps=2, deepspeed_config=write_deepspeed(train_batch_size=4), **changes).train()
     resumed = make_trainer("run", steps=3, resume=True, deepspeed_config=write_deepspeed(train_batch_size=2), **changes)
-    assert resumed.consumed_rows == 8
     resumed.train()
     assert resumed.consumed_rows == 10
 
@@ -232,3 +232,74 @@ def test_a_folder_that_a_person_kept_is_no_checkpoint_of_the_run(make_trainer, t
     kept.mkdir(parents=True)
     trainer.train()
     assert kept.is_dir()
+
+
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before_with_the_same_end(make_trainer, tmp_path, capfd):
+    changes = {"algo": "rho1-wmtp", "steps": 6, "save_every": 2}
+    figures = make_trainer("whole", **changes).train()
+    cut_off(tmp_path / "whole", tmp_path / "cut", step=6)
+    damaged = tmp_path / "cut/checkpoints/step_00000006"
+    (damaged / "rng_00000.pt").unlink()
+    capfd.readouterr()
+    assert make_trainer("cut", resume=True, **changes).train() == figures
+    assert f"warning: checkpoint {damaged} is damaged: rng_00000.pt is missing" in capfd.readouterr().err
+    left = sorted(path.name for path in damaged.parent.iterdir())
+    assert left == ["step_00000004", "step_00000006", "step_00000006.damaged"]
+
+
+def test_the_checkpoint_of_the_lowest_held_out_loss_stays(make_trainer, tmp_path):
+    trainer = make_trainer(
+        algo="mtp-baseline",
+        steps=5,
+        save_every=1,
+        keep_checkpoints=1,
+        keep_best="held_out/ce/head_1",
+        optimizer={"learning_rate": 0.1, "schedule": "constant"},
+    )
+    losses, evaluate = {}, trainer.evaluate
+
+    def rising():
+        figures = evaluate()
+        figures["held_out/ce/head_1"] = losses[trainer.step] = abs(trainer.step - 2.2)
+        return figures
+
+    trainer.evaluate = rising
+    trainer.train()
+    assert min(losses, key=losses.get) == 2
+    left = sorted((tmp_path / "run/checkpoints").iterdir())
+    assert [path.name for path in left] == ["step_00000002", "step_00000005"]
+    assert json.loads((left[0] / "run.json").read_text())["figures"]["held_out/ce/head_1"] == losses[2]
+
+
+def test_a_best_by_something_unknown_is_refused_before_anything_is_written(make_trainer, tmp_path):
+    with pytest.raises(UserError, match=r"keep_best is 'held_out/head_0'; choose one of held_out/ce/head_0, held_out"):
+        make_trainer(algo="mtp-baseline", keep_best="held_out/head_0").train()
+    with pytest.raises(UserError, match=r"keep_best is 'held_out/ce/head_0'; data\.evaluate names no held-out set"):
+        make_trainer(algo="mtp-baseline", keep_best="held_out/ce/head_0", data={"evaluate": {}}).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_holds_the_settings(make_trainer, tmp_path):
+    trainer = make_trainer(algo="mtp-baseline", steps=1)
+    trainer.train()
+    about = json.loads((tmp_path / "run/checkpoints/step_00000001/run.json").read_text())
+    assert about["settings"] == trainer.settings.model_dump(mode="json")
+    assert about["consumed_rows"] == 4
+
+
+def test_a_disk_that_fills_up_between_checkpoints_ends_the_run_in_one_line(make_trainer, tmp_path, small_disk):
+    small_disk(tmp_path / "disk", "size=2m")
+    trainer = make_trainer("disk/run", algo="mtp-baseline", steps=200, save_every=1, log_every=1)
+    train_step = trainer.train_step
+
+    def filling():
+        train_step()
+        if trainer.step == 2:
+            room = os.statvfs(tmp_path / "disk")
+            (tmp_path / "disk" / "else").write_bytes(bytes(room.f_bavail * room.f_frsize))
+
+    trainer.train_step = filling
+    with pytest.raises(UserError, match=r"no space left on device; make room or mend the folder, then --resume$"):
+        trainer.train()
+    (tmp_path / "disk" / "else").unlink()
+    assert newest_whole_checkpoint(tmp_path / "disk/run/checkpoints").name == "step_00000001"

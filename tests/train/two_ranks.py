@@ -27,8 +27,8 @@ def main(folder: Path, rank: int) -> None:
     statistics.add(job["bad_loss"])
     try:
         statistics.refuse_non_finite("no checkpoint")
-    except UserError as error:
-        found["error"] = str(error)
+    except (UserError, SystemExit) as end:
+        found["end"] = end.args[0]
     objective = Answers(job["evaluation"], RandomWeighting(0.5, "sequence"))
     found["evaluation"] = evaluate(objective, [batch for batch, _, _ in job["evaluation"]], 0, kinds)
     trace = folder / "trace"
@@ -38,7 +38,7 @@ def main(folder: Path, rank: int) -> None:
         trace.write_text(f"{before}{rank}")
         return before
 
-    found["before_me"] = first_rank_first(note)
+    found["before_me"] = first_rank_first(note, "the trace")
     torch.save(found, folder / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -44,7 +44,7 @@ def picture(runs: list[Run]) -> bytes:
             axes.text(
                 0, 1.045, shorten(chart.note, 62, placeholder=" …"), transform=axes.transAxes, color=MUTED, size=11
             )
-        _draw_passage(figure.add_axes((0.445, 0.03, 0.545, 0.85)), passage, kinds)
+        draw_passage(figure.add_axes((0.445, 0.03, 0.545, 0.85)), passage, kinds)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -98,7 +98,8 @@ def window(cells: list[Cell], lines: int) -> list[Cell]:
     return [(line - start, column, text, token) for line, column, text, token in cells if start <= line < start + lines]
 
 
-def _draw_passage(axes: Axes, passage: Passage, kinds: Kinds) -> None:
+def draw_passage(axes: Axes, passage: Passage, kinds: Kinds) -> None:
+    """A marked passage as text, or that part of it which fits and shows most, with its legend above."""
     for columns in _WIDTHS:
         lines = columns // 3
         cells = layout(passage.tokens, columns)

@@ -18,7 +18,10 @@ def dealt(world: int, micro_batch: int, global_batches: int, consumed: int = 0) 
     return [row for _ in range(global_batches) for rank in ranks for row in next(rank)]
 
 
-@pytest.mark.parametrize(("world", "micro_batch"), [(1, 4), (2, 2), (4, 1), (2, 6), (3, 4)])
+GLOBAL_BATCHES_OF_16 = [(world, 16 // (world * accumulation)) for world in (1, 2, 4) for accumulation in (1, 2, 4)]
+
+
+@pytest.mark.parametrize(("world", "micro_batch"), [*GLOBAL_BATCHES_OF_16, (2, 6), (3, 4)])
 def test_any_split_deals_the_same_rows_in_the_same_order(world: int, micro_batch: int) -> None:
     one_by_one = dealt(1, 1, 48)
     assert dealt(world, micro_batch, 48 // (world * micro_batch)) == one_by_one

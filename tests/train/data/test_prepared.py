@@ -1,4 +1,6 @@
 import copy
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,3 +147,21 @@ def test_folders_that_were_not_prepared(tmp_path: Path) -> None:
         PreparedData.load(tmp_path / "missing")
     with pytest.raises(UserError, match=r"no manifest\.json"):
         PreparedData.load(tmp_path)
+
+
+def test_a_cache_that_was_damaged_is_refused_and_made_again_when_removed(
+    tmp_path: Path, jsonl: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    arguments = ([jsonl({"text": "alpha beta"})], tokenizer, "tiny", 8, 0, tmp_path / "cache")
+    folder = prepare(*arguments).path
+    manifest = (folder / "manifest.json").read_text()
+    for damaged in (manifest[:-5], "{}"):
+        (folder / "manifest.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"manifest\.json is damaged or of an older version: remove the folder"):
+            prepare(*arguments)
+    (folder / "manifest.json").write_text(manifest)
+    os.truncate(folder / "rows.arrow", 300)
+    with pytest.raises(UserError, match=r"rows\.arrow: .*damaged.*: remove the folder, and it is made again"):
+        prepare(*arguments)
+    shutil.rmtree(folder)
+    assert len(prepare(*arguments).rows) == 1

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import torch
 
 from wmtp_core.errors import UserError
 from wmtp_train.data.prepared import PreparedData
-from wmtp_train.data.scores import load_scores, partial_folder
+from wmtp_train.data.scores import COLUMN_FILE, load_scores, partial_folder
 from wmtp_train.data.scoring import score
 
 Prepare = Callable[..., PreparedData]
@@ -58,3 +59,9 @@ def test_folders_without_scores(tmp_path: Path, prepared: PreparedData) -> None:
         load_scores(tmp_path / "scores", prepared)
     with pytest.raises(UserError, match=r"holds no fingerprint\.json"):
         load_scores(prepared.path, prepared)
+
+
+def test_scores_that_were_cut_off_are_refused(folder: Path, prepared: PreparedData) -> None:
+    os.truncate(folder / COLUMN_FILE, 200)
+    with pytest.raises(UserError, match=r"reference_ce\.arrow: .*damaged.*: remove the folder, and score again with"):
+        load_scores(folder, prepared)

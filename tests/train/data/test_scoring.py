@@ -116,6 +116,15 @@ def test_two_ranks_of_torch_distributed_at_once(two_ranks: Path, tmp_path: Path)
     assert sum(counts) == len(prepared.rows)
 
 
+def test_two_ranks_in_step_make_as_many_forwards(two_ranks: Path) -> None:
+    prepared = PreparedData.load((two_ranks / "prepared-0").read_text())
+    assert stored(two_ranks / "scores-in-step", prepared) == expected(prepared)
+    shards = [range(start, min(start + 3, len(prepared.rows))) for start in range(0, len(prepared.rows), 3)]
+    owed = [sum(-(-len(shard) // 2) for shard in shards[rank::2]) for rank in (0, 1)]
+    assert owed[0] > owed[1]
+    assert [int((two_ranks / f"in-step-{rank}").read_text()) for rank in (0, 1)] == [owed[0]] * 2
+
+
 def test_half_precision_is_within_its_error(tmp_path: Path, prepared: PreparedData) -> None:
     score(prepared, lambda batch: losses(batch) / 3, tmp_path / "s", "reference", 0, 1, 2, dtype="float16")
     scores = load_scores(tmp_path / "s", prepared)

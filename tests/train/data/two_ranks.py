@@ -26,6 +26,14 @@ def main(folder: Path, rank: int) -> None:
     scoring.SHARD_ROWS = 3
     score(prepared, remembering, folder / "scores", "reference", rank, 2, 2)
     (folder / f"scored-{rank}").write_text(str(len(scored)))
+    forwards: list[Batch] = []
+
+    def counting(batch: Batch) -> Tensor:
+        forwards.append(batch)
+        return losses(batch)
+
+    score(prepared, counting, folder / "scores-in-step", "reference", rank, 2, 2, in_step=True)
+    (folder / f"in-step-{rank}").write_text(str(len(forwards)))
     dist.barrier()
     dist.destroy_process_group()
 

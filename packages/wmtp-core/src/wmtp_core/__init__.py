@@ -5,6 +5,7 @@ from wmtp_core.cross_entropy import dense_cross_entropy
 from wmtp_core.errors import UserError
 from wmtp_core.fused_cross_entropy import GradientGuess, WeightGuess, linear_cross_entropy
 from wmtp_core.loss import compute_weighted_mtp_loss, weighted_mtp_loss
+from wmtp_core.predictions import kept_drafts, linear_argmax
 from wmtp_core.selection import (
     compute_mtp_selective_weights,
     compute_rho1_stats,
@@ -37,6 +38,8 @@ __all__ = [
     "compute_weighted_mtp_loss",
     "dense_cross_entropy",
     "excess_loss",
+    "kept_drafts",
+    "linear_argmax",
     "linear_cross_entropy",
     "mtp_targets",
     "select_top_excess",

@@ -1,50 +1,60 @@
 """Models and tokenizers from folders, names and configurations."""
 
-import os
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging
 
 from wmtp_core import UserError
-from wmtp_models.mtp import MtpConfig, MtpForCausalLM
+from wmtp_models.config import MtpConfig
+from wmtp_models.formats import consolidated
+from wmtp_models.mtp import MtpForCausalLM
+from wmtp_models.sources import load_weights, locate, one_line, read_config
+from wmtp_models.state_heads import LAYER
 
 
 def load_policy(
-    source: str | Path, horizon: int = 4, value_head: bool = False, dtype: torch.dtype = torch.float32
+    source: str | Path,
+    horizon: int = 4,
+    value_head: bool = False,
+    dtype: torch.dtype = torch.float32,
+    head_kind: str = LAYER,
 ) -> MtpForCausalLM:
-    """The model to train, from a WMTP folder or from any plain causal LM.
+    """The model to train, from what has heads (`load_wmtp`) or from any plain causal LM.
 
     Args:
-        source: folder, or a name that transformers can fetch.
-        horizon: number of heads; a WMTP folder must have as many.
+        source: folder, GGUF file, or a name that transformers can fetch.
+        horizon: number of heads; what has heads must have as many.
         value_head: whether the policy is to have one. A new one (values 0) is added where the source has none; one
             that is not wanted is dropped.
         dtype: of all parameters.
+        head_kind: of the heads after the first, see `MtpConfig`; what has heads must have that kind.
 
     Raises:
-        UserError: nothing there, incomplete or foreign weights, another horizon, an architecture without heads.
+        UserError: nothing there, incomplete or foreign weights, other heads, an architecture without heads.
     """
-    config = read_config(source)
-    if not isinstance(config, MtpConfig):
-        return MtpForCausalLM.wrap(_load_weights(AutoModelForCausalLM, source, dtype), horizon, value_head)
+    if not has_heads(source):
+        causal_lm = load_weights(AutoModelForCausalLM, source, dtype)
+        return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind)
+    policy = load_wmtp(source, dtype)
+    config = policy.config
     if config.horizon != horizon:
         raise UserError(
             f"{source} has {config.horizon} heads, but horizon is {horizon}: set horizon to {config.horizon}"
         )
-    policy: MtpForCausalLM = _load_weights(MtpForCausalLM, source, dtype)
+    if config.head_kind != head_kind:
+        raise UserError(
+            f"{source} has heads of the kind {config.head_kind}, but head_kind is {head_kind}: "
+            f"set head_kind to {config.head_kind}"
+        )
     if value_head and policy.value_head is None:
         policy.add_value_head()
     elif not value_head:
@@ -52,8 +62,41 @@ def load_policy(
     return policy
 
 
+def load_wmtp(source: str | Path, dtype: torch.dtype | None = None) -> MtpForCausalLM:
+    """A model with all its heads as it was saved: a WMTP folder, or one of the published multi-token format.
+
+    Args:
+        source: the folder.
+        dtype: of all parameters; None: as saved.
+
+    Raises:
+        UserError: nothing there, incomplete or foreign weights, or a plain model.
+    """
+    if consolidated.is_folder(source):
+        return consolidated.load(Path(source), dtype)
+    config = read_config(source)
+    if not isinstance(config, MtpConfig):
+        raise UserError(f"{source} is a plain {config.model_type} without heads: give a folder that training wrote")
+    policy: MtpForCausalLM = load_weights(MtpForCausalLM, source, dtype or config.dtype or torch.float32)
+    return policy
+
+
+def has_heads(source: str | Path) -> bool:
+    """Whether `load_wmtp` is the one to load it; it is a plain causal LM else.
+
+    Raises:
+        UserError: nothing there.
+    """
+    return consolidated.is_folder(source) or isinstance(read_config(source), MtpConfig)
+
+
 def build_policy(
-    trunk_config: dict[str, Any], vocab_size: int, horizon: int = 4, value_head: bool = False, seed: int = 0
+    trunk_config: dict[str, Any],
+    vocab_size: int,
+    horizon: int = 4,
+    value_head: bool = False,
+    seed: int = 0,
+    head_kind: str = LAYER,
 ) -> MtpForCausalLM:
     """A policy from scratch, in float32, with weights that depend on nothing but the arguments.
 
@@ -63,6 +106,7 @@ def build_policy(
         horizon: number of heads.
         value_head: whether the policy carries a value head.
         seed: of the weights; the global random state is left as it was.
+        head_kind: of the heads after the first, see `MtpConfig`.
 
     Raises:
         UserError: an unknown or missing `model_type`, an unknown key, a value that the architecture refuses.
@@ -85,24 +129,24 @@ def build_policy(
         try:
             config = AutoConfig.for_model(**{**special_ids, **trunk_config, "vocab_size": vocab_size})
             causal_lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            return MtpForCausalLM.wrap(causal_lm, horizon, value_head)
+            return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind)
         except UserError:
             raise
         except Exception as error:  # each architecture refuses in a way of its own, some only when they are called
-            reason = _one_line(error)
+            reason = one_line(error)
             raise UserError(f"trunk: no {model_type} can be built so ({reason}): correct its values") from error
 
 
 def load_causal_lm(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A plain causal LM: as it stands there, or trunk and head 0 of a WMTP folder.
+    """A plain causal LM: as it stands there, or trunk and head 0 of what has heads.
 
     Raises:
         UserError: nothing there, or incomplete or foreign weights.
     """
-    if isinstance(read_config(source), MtpConfig):
-        policy: MtpForCausalLM = _load_weights(MtpForCausalLM, source, dtype)
-        return policy.unwrap()
-    return _load_weights(AutoModelForCausalLM, source, dtype)
+    if has_heads(source):
+        return load_wmtp(source, dtype).unwrap()
+    plain: PreTrainedModel = load_weights(AutoModelForCausalLM, source, dtype)
+    return plain
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
@@ -111,65 +155,14 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     Raises:
         UserError: nothing there, or a slow one.
     """
-    _require_folder(source)
+    place, gguf = locate(source)
     mend = "put one there with save_pretrained"
-    if Path(source).is_dir() and not any(Path(source).glob("tokenizer*")):
+    if not gguf and Path(source).is_dir() and not any(Path(source).glob("tokenizer*")):
         raise UserError(f"no tokenizer in {source}: {mend}")  # transformers 5.0 would make one up
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
     except Exception as error:  # tokenizers itself raises nothing narrower
-        raise UserError(f"no usable tokenizer in {source} ({_one_line(error)}): {mend}") from error
+        raise UserError(f"no usable tokenizer in {source} ({one_line(error)}): {mend}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"the tokenizer in {source} is a slow one: convert it and save its tokenizer.json there")
     return tokenizer
-
-
-def read_config(source: str | Path) -> PreTrainedConfig:
-    """The configuration in a folder or under a name.
-
-    Raises:
-        UserError: there is none, or of a type that transformers does not know.
-    """
-    _require_folder(source)
-    try:
-        return AutoConfig.from_pretrained(str(source))
-    except Exception as error:  # each configuration class refuses in a way of its own
-        raise UserError(
-            f"no usable config.json in {source} ({_one_line(error)}): give a folder written by save_pretrained"
-        ) from error
-
-
-def _require_folder(source: str | Path) -> None:
-    # What cannot be a name on a hub is meant as a folder, and is not worth asking the network for.
-    is_path = isinstance(source, Path) or source.startswith((".", os.sep)) or source.count("/") > 1
-    if is_path and not Path(source).is_dir():
-        raise UserError(f"there is no folder {source}: check the path")
-
-
-def _load_weights(model_class: Any, source: str | Path, dtype: torch.dtype) -> Any:
-    """`from_pretrained`, except that a weight which is not used, not there or of another shape is an error."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what its report would warn of is refused here
-    try:
-        model, report = model_class.from_pretrained(
-            str(source), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"the weights in {source} cannot be read ({_one_line(error)}): save them again") from error
-    finally:
-        logging.set_verbosity(verbosity)
-    reshaped = {f"{name} ({list(found)}, not {list(wanted)})" for name, found, wanted in report["mismatched_keys"]}
-    flaws = {
-        "has weights of other shapes than its config.json says:": reshaped,
-        "lacks weights that its config.json asks for:": report["missing_keys"],
-        "has weights that its config.json knows no place for:": report["unexpected_keys"],
-    }
-    for flaw, weights in flaws.items():
-        if weights:
-            more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
-            raise UserError(f"{source} {flaw} {min(weights)}{more}; give a complete checkpoint of one model")
-    return model
-
-
-def _one_line(error: Exception) -> str:
-    return textwrap.shorten(str(error) or type(error).__name__, 240, placeholder=" …")

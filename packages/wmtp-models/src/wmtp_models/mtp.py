@@ -1,55 +1,28 @@
 """Multi-token prediction on any Hugging Face decoder (Gloeckle et al., arXiv 2404.19737).
 
 The trunk runs once; H parallel heads, each one decoder layer of the trunk's kind, read its output; the final norm and
-the unembedding are shared. `forward` returns losses per token and head. Logits `[B, S, H, V]` are never formed.
+the unembedding are shared. Smaller heads read the final hidden state of head 0 instead, which is always the trunk's own
+last layer. `forward` returns losses per token and head. Logits `[B, S, H, V]` are never formed.
 """
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch.nn.functional import pad
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, PreTrainedModel
 
-from wmtp_core import GradientGuess, UserError, linear_cross_entropy, mtp_targets
+from wmtp_core import GradientGuess, linear_argmax, linear_cross_entropy, mtp_targets
+from wmtp_models.config import MtpConfig
 from wmtp_models.decoder import decoder_parts, require_plain_logits
 from wmtp_models.heads import HeadLayers
 from wmtp_models.packed import complete_layout
+from wmtp_models.state_heads import LAYER, LinearHead, ResidualHead, state_heads
 from wmtp_models.value_head import ValueHead
-
-
-class MtpConfig(PreTrainedConfig):
-    """Configuration of `MtpForCausalLM`.
-
-    Args:
-        trunk: configuration of the plain causal LM, or its dictionary with a `model_type`.
-        horizon: number of heads H, at least 1.
-        value_head: whether the policy carries a value head.
-        value_gradient_to_trunk: whether the value head's loss also trains the trunk.
-    """
-
-    model_type = "wmtp"
-    sub_configs = {"trunk": AutoConfig}  # noqa: RUF012 (transformers' own convention)
-    has_no_defaults_at_init = True
-
-    def __init__(
-        self,
-        trunk: PreTrainedConfig | dict[str, Any] | None = None,
-        horizon: int = 4,
-        value_head: bool = False,
-        value_gradient_to_trunk: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        if horizon < 1:
-            raise UserError(f"horizon is {horizon}: it must be at least 1 (1 is plain next-token prediction)")
-        # The base class resets the attention implementation of every sub-configuration it finds: it must find none.
-        super().__init__(**kwargs)
-        self.trunk = AutoConfig.for_model(**trunk) if isinstance(trunk, dict) else trunk
-        self.horizon = horizon
-        self.value_head = value_head
-        self.value_gradient_to_trunk = value_gradient_to_trunk
 
 
 class MtpOutput(NamedTuple):
@@ -59,15 +32,17 @@ class MtpOutput(NamedTuple):
         ce: float32 `[B, S, H]`, −log P(target | tokens ≤ t, head h); 0 where not valid.
         valid: bool `[B, S, H]`, where head h has a target at position t.
         values: float32 `[B, S]`, or None without a value head.
+        predicted: int64 `[B, S, H]`, every head's most probable token, or None where it was not asked for.
     """
 
     ce: Tensor
     valid: Tensor
     values: Tensor | None
+    predicted: Tensor | None = None
 
 
 class MtpForCausalLM(PreTrainedModel):
-    """A causal LM whose last layer is `HeadLayers`, and optionally a value head."""
+    """A causal LM whose last layer is `HeadLayers`, and optionally heads on its final hidden state and a value head."""
 
     config_class = MtpConfig
     supports_gradient_checkpointing = True
@@ -81,26 +56,38 @@ class MtpForCausalLM(PreTrainedModel):
         super().__init__(config)
         self.causal_lm = AutoModelForCausalLM.from_config(config.trunk) if causal_lm is None else causal_lm
         parts = decoder_parts(self.causal_lm)
-        parts.layers[-1] = HeadLayers(parts.layers[-1], config.horizon)
+        weight = parts.unembedding.weight
+        layers = config.horizon if config.head_kind == LAYER else 1
+        parts.layers[-1] = HeadLayers(parts.layers[-1], layers)
+        self.state_heads = state_heads(config.head_kind, weight.shape[1], config.horizon - layers)
+        self.state_heads.to(device=weight.device, dtype=weight.dtype)
         self.value_head: ValueHead | None = None
         if config.value_head:
             self.add_value_head()
         self.post_init()
 
     @classmethod
-    def wrap(cls, causal_lm: PreTrainedModel, horizon: int = 4, value_head: bool = False) -> Self:
+    def wrap(
+        cls, causal_lm: PreTrainedModel, horizon: int = 4, value_head: bool = False, head_kind: str = LAYER
+    ) -> Self:
         """Put heads on a plain causal LM and take it over: its weights become this model's, its last layer head 0.
 
-        Heads ≥ 1 start as copies of the last layer. The model that was passed must not be used on its own any more;
-        `unwrap` gives a plain one back.
+        Heads ≥ 1 start as copies of the last layer, or as the identity: they predict what head 0 does. The model that
+        was passed must not be used on its own any more; `unwrap` gives a plain one back.
 
         Raises:
-            UserError: the architecture cannot be wrapped; the message says what it lacks.
+            UserError: the architecture cannot be wrapped; the message says what it lacks. Or an unknown kind of heads.
         """
         require_plain_logits(causal_lm)
         for module in causal_lm.modules():
             module._is_hf_initialized = True  # or post_init may draw weights anew that came from elsewhere
-        config = MtpConfig(trunk=causal_lm.config, horizon=horizon, value_head=value_head, dtype=causal_lm.dtype)
+        config = MtpConfig(
+            trunk=causal_lm.config,
+            horizon=horizon,
+            head_kind=head_kind,
+            value_head=value_head,
+            dtype=causal_lm.dtype,
+        )
         return cls(config, causal_lm).train(causal_lm.training)
 
     def unwrap(self) -> PreTrainedModel:
@@ -141,6 +128,7 @@ class MtpForCausalLM(PreTrainedModel):
         document_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         guess: Callable[[Tensor | None], GradientGuess | None] | None = None,
+        predict: bool = False,
     ) -> MtpOutput:
         """Losses of all heads at all positions.
 
@@ -155,20 +143,27 @@ class MtpForCausalLM(PreTrainedModel):
             attention_mask: `[B, S]`, 0 at padding.
             guess: from the values (None without a value head) to a guess of the gradient that the losses will receive;
                 it makes the backward cheaper and never other, see `wmtp_core.linear_cross_entropy`.
+            predict: also find every head's most probable token, at the cost of one more product with the unembedding.
         """
         position_ids, document_ids = complete_layout(position_ids, document_ids, attention_mask)
-        hidden = self._head_states(input_ids, position_ids)  # [B, S, H, D]
+        states = self._head_states(input_ids, position_ids)
         labels = input_ids if labels is None else labels
         targets, valid = mtp_targets(labels, self.config.horizon, attention_mask, document_ids)  # [B, S, H]
         values = None
         if self.value_head is not None:
-            last = hidden[:, :, 0]  # [B, S, D], what head 0 predicts from
-            values = self.value_head(last if self.config.value_gradient_to_trunk else last.detach())
+            values = self.value_head(states[0] if self.config.value_gradient_to_trunk else states[0].detach())
         guessed = None if guess is None else guess(None if values is None else values.detach())
         # The weight is used in here and nowhere else, so that ZeRO-3 gathers it around this forward and its backward.
         weight = decoder_parts(self.causal_lm).unembedding.weight
+        frozen = not (weight.requires_grad or states[0].requires_grad)  # head 0 and all below it
+        if guessed is not None and frozen:
+            guessed = replace(guessed, per_head=pad(guessed.per_head[1:], (1, 0)))
+        hidden = torch.stack(states, dim=2)  # [B, S, H, D]
         ce = linear_cross_entropy(hidden.flatten(0, 2), weight, targets.flatten(), guess=guessed).view_as(targets)
-        return MtpOutput(ce=ce, valid=valid, values=values)
+        if frozen:  # or losses of head 0 would cost gradients that lead nowhere
+            ce = torch.cat([ce[..., :1].detach(), ce[..., 1:]], dim=-1)
+        predicted = linear_argmax(hidden.flatten(0, 2), weight).view_as(targets) if predict else None
+        return MtpOutput(ce=ce, valid=valid, values=values, predicted=predicted)
 
     def head_logits(
         self,
@@ -179,16 +174,48 @@ class MtpForCausalLM(PreTrainedModel):
     ) -> Tensor:
         """Logits of all heads, float32 `[B, S, H, V]`, for inference and tests; arguments as in `forward`."""
         position_ids, _ = complete_layout(position_ids, document_ids, attention_mask)
-        logits: Tensor = decoder_parts(self.causal_lm).unembedding(self._head_states(input_ids, position_ids))
+        hidden = torch.stack(self._head_states(input_ids, position_ids), dim=2)  # [B, S, H, D]
+        logits: Tensor = decoder_parts(self.causal_lm).unembedding(hidden)
         return logits.float()
 
-    def _head_states(self, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
-        """Normed hidden states of every head, `[B, S, H, D]`."""
-        with self.head_layers.collecting() as later_heads:
-            # Without a cache, always: with one, transformers lets packed documents see each other.
-            trunk = self.causal_lm.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+    def _head_states(self, input_ids: Tensor, position_ids: Tensor | None) -> list[Tensor]:
+        """Normed hidden states of every head, `[B, S, D]` each."""
+        # Without a cache, always: with one, transformers lets packed documents see each other.
+        return self._run_heads(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+
+    def _run_heads(self, **inputs: Any) -> list[Tensor]:
+        """Normed hidden states of every head in one forward of the trunk."""
+        with self.head_layers.collecting() as later_layers:
+            final: Tensor = self.causal_lm.base_model(**inputs).last_hidden_state
         norm = decoder_parts(self.causal_lm).norm
-        return torch.stack([trunk.last_hidden_state, *map(norm, later_heads)], dim=2)
+        return [final, *map(norm, later_layers), *(head(final) for head in self.state_heads)]
+
+    def decoding_states(
+        self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, cache: Cache, all_heads: bool
+    ) -> Tensor:
+        """Normed hidden states of tokens that go on from a key-value cache, which takes up theirs.
+
+        Args:
+            input_ids: int64 `[B, Q]`.
+            position_ids: int64 `[B, Q]`.
+            attention_mask: `[B, cached + Q]`, 0 where a slot of the cache holds nothing.
+            cache: of the trunk and of every head, each in layers of its own.
+            all_heads: whether every head runs, or head 0 alone; a cache must always be used with one of the two.
+
+        Returns:
+            `[B, Q, H, D]`, or `[B, Q, 1, D]` of head 0.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "attention_mask": attention_mask,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if all_heads:
+            return torch.stack(self._run_heads(**inputs), dim=2)
+        final: Tensor = self.causal_lm.base_model(**inputs).last_hidden_state
+        return final.unsqueeze(2)
 
     def get_input_embeddings(self) -> nn.Module:
         """The trunk's."""
@@ -198,9 +225,14 @@ class MtpForCausalLM(PreTrainedModel):
         """The trunk's: one unembedding for all heads."""
         return self.causal_lm.get_output_embeddings()
 
+    def enable_input_require_grads(self) -> None:
+        """Nothing: transformers asks for it with every checkpointing, only the reentrant one needs it, and a trunk that
+        does not learn would build a graph for it.
+        """
+
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers initialises the trunk and the heads by the trunk's own rule; only the value head is ours.
-        if isinstance(module, ValueHead):
+        # transformers initialises the trunk and its layers by the trunk's own rule; the small heads are ours.
+        if isinstance(module, ValueHead | ResidualHead | LinearHead):
             module.reset_parameters()
 
 

@@ -13,6 +13,7 @@ from wmtp_core import UserError, linear_cross_entropy, mtp_targets
 from wmtp_models.decoder import decoder_parts, require_plain_logits
 from wmtp_models.loading import load_causal_lm, load_tokenizer
 from wmtp_models.packed import complete_layout
+from wmtp_models.sources import locate
 
 
 class ReferenceModel(nn.Module):
@@ -128,23 +129,28 @@ def _cutting_rules(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def weights_fingerprint(source: str | Path) -> str:
-    """What distinguishes one trained model from another: its weight files and its config.json.
+    """What distinguishes one trained model from another: its weight files and its config.json, or its GGUF file.
 
     Returns:
         sha256 in hex over names and contents; the folder's own name and place do not enter.
 
     Raises:
-        UserError: no folder, or one without weights.
+        UserError: neither a GGUF file nor a folder with weights.
     """
-    folder = Path(source)
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    config = folder / "config.json"
-    if not weights or not config.is_file():
-        raise UserError(
-            f"{folder} does not hold a config.json and *.safetensors or pytorch_model*.bin: give a saved model's folder"
-        )
+    place, gguf = locate(source)
+    folder = Path(place)
+    files = [folder / name for name in gguf.values()]
+    if not files:
+        weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+        config = folder / "config.json"
+        if not weights or not config.is_file():
+            raise UserError(
+                f"{folder} does not hold a config.json and *.safetensors or pytorch_model*.bin: "
+                "give a saved model's folder, or a GGUF file"
+            )
+        files = [config, *weights]
     digest = hashlib.sha256()
-    for path in [config, *weights]:
+    for path in files:
         with path.open("rb") as file:
             digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

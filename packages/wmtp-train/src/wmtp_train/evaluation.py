@@ -1,4 +1,4 @@
-"""Held-out losses per head, and how well selection and the value head tell good text from bad."""
+"""Held-out figures: each head's losses and predictions, and how well selection and values tell good text from bad."""
 
 import math
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wmtp_core import excess_loss, shift_to_heads
+from wmtp_core import excess_loss, kept_drafts, shift_to_heads
 from wmtp_core.critic import document_ends
 from wmtp_train.data.batch import Batch
 from wmtp_train.objective import Objective
@@ -25,22 +25,29 @@ def evaluate(objective: Objective, batches: Iterable[Batch], step: int, kinds: l
         kinds: names of the kinds of noise 1, 2, …
 
     Returns:
-        `ce/head_{h}` in nats per token; with noise labels `clean_ce/head_{h}` (on clean targets),
-        `noise/…` and, with a reference, `excess_auc` (probability that a clean target's excess loss on heads ≥ 1
-        is above a noisy one's); with rewards `value_auc` (the same of values at the ends of good and bad documents).
+        `ce/head_{h}` in nats per token; `accuracy/head_{h}`, how often its most probable token is the text's; for
+        heads ≥ 1 `acceptance/head_{h}`, how often a decoder would keep its draft (`wmtp_core.kept_drafts`), over its
+        targets like the others, and `tokens_per_forward`, 1 and the sum of these. With noise labels
+        `clean_ce/head_{h}` (on clean targets), `noise/…` and, with a reference, `excess_auc` (probability that a clean
+        target's excess loss on heads ≥ 1 is above a noisy one's); with rewards `value_auc` (the same of values at the
+        ends of good and bad documents).
     """
     horizon, kinds_and_clean = objective.horizon, len(kinds) + 1
-    sums = torch.zeros(horizon, kinds_and_clean, 3, dtype=torch.float64)  # ce, targets, selected by head and kind
+    # By head and kind: ce, targets, and how many were selected, predicted right, and kept as drafts.
+    sums = torch.zeros(horizon, kinds_and_clean, 5, dtype=torch.float64)
     excesses: list[tuple[Tensor, Tensor]] = []
     values: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
-        output, signals = objective.forward(batch, step)
+        output, signals = objective.forward(batch, step, predict=True)
+        assert output.predicted is not None
         noise = torch.zeros_like(batch.input_ids) if batch.noise is None else batch.noise
         kind = shift_to_heads(noise, horizon)  # [B, S, H]
         weights = objective.weighting.compute_head_weights(signals)
         cell = (kind + kinds_and_clean * torch.arange(horizon, device=kind.device))[signals.valid].cpu()
-        amounts = torch.stack([signals.ce, torch.ones_like(weights), (weights != 0).float()], dim=-1)
-        sums.view(-1, 3).index_add_(0, cell, amounts[signals.valid].double().cpu())
+        right = output.predicted == shift_to_heads(batch.labels, horizon)
+        counts = [signals.valid, weights != 0, right, kept_drafts(output.predicted)]
+        amounts = torch.stack([signals.ce, *(count.float() for count in counts)], dim=-1)  # [B, S, H, 5]
+        sums.view(-1, 5).index_add_(0, cell, amounts[signals.valid].double().cpu())
         if signals.reference_ce is not None:
             later = signals.valid[..., 1:]
             excess = excess_loss(signals.ce, signals.reference_ce)[..., 1:][later]
@@ -49,10 +56,13 @@ def evaluate(objective: Objective, batches: Iterable[Batch], step: int, kinds: l
             ends = document_ends(batch.document_ids) & ~batch.rewards.isnan()
             values.append((output.values[ends].cpu(), (batch.rewards[ends] > 0.5).cpu()))
     sums = torch.stack(_gather(sums)).sum(dim=0)
-    ce, targets, selected = sums.unbind(dim=-1)  # [H, kinds]
-    figures = {f"ce/head_{h}": _ratio(ce[h].sum(), targets[h].sum()) for h in range(horizon)}
+    ce, targets, selected, right, kept = sums.unbind(dim=-1)  # [H, kinds]
+    figures = _by_head("ce", ce, targets) | _by_head("accuracy", right, targets)
+    if horizon > 1:
+        acceptance = _by_head("acceptance", kept, targets, first=1)
+        figures |= acceptance | {"tokens_per_forward": 1 + sum(acceptance.values())}
     if targets[:, 1:].sum() > 0:
-        figures |= {f"clean_ce/head_{h}": _ratio(ce[h, 0], targets[h, 0]) for h in range(horizon)}
+        figures |= _by_head("clean_ce", ce[:, :1], targets[:, :1])
         figures |= noise_figures(targets[1:].sum(0).tolist(), selected[1:].sum(0).tolist(), kinds)
         if excesses:
             figures["excess_auc"] = _auc_over_ranks(excesses)
@@ -90,5 +100,7 @@ def _gather(mine: Any) -> list[Any]:
     return gathered
 
 
-def _ratio(total: Tensor, count: Tensor) -> float:
-    return (total / count.clamp(min=1)).item()
+def _by_head(name: str, totals: Tensor, targets: Tensor, first: int = 0) -> dict[str, float]:
+    """A mean over targets for each head from `first` on; both are `[H, kinds]`."""
+    means = totals.sum(dim=-1) / targets.sum(dim=-1).clamp(min=1)
+    return {f"{name}/head_{h}": mean for h, mean in enumerate(means.tolist()) if h >= first}

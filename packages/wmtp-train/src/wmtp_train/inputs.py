@@ -75,11 +75,15 @@ def open_inputs(settings: Settings, with_scores: bool, vocab_size: int | None = 
                 settings.data.cache_dir,
                 settings.data.tokenise_processes,
                 vocab_size,
-            )
+            ),
+            f"data of the set {name!r} cannot be read",
         )
         if scores is None:
             return ScoredData(prepared)
-        return ScoredData(prepared, load_scores(Path(scores) / name, prepared, fingerprint))
+        folder = Path(scores) / name
+        return ScoredData(
+            prepared, first_rank_first(lambda: load_scores(folder, prepared, fingerprint), f"scores {folder}")
+        )
 
     evaluate = {name: open_set(name, files) for name, files in settings.data.evaluate.items()}
     return RunInputs(tokenizer, open_set("train", settings.data.train), evaluate)

@@ -1,14 +1,23 @@
 """The models of a run: the policy that learns, and the reference that it is compared with."""
 
+import deepspeed
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from wmtp_core import UserError
-from wmtp_models import MtpForCausalLM, ReferenceModel, build_policy, load_policy
+from wmtp_models import (
+    MtpForCausalLM,
+    ReferenceModel,
+    add_adapters,
+    build_policy,
+    load_policy,
+    train_later_heads,
+)
+from wmtp_train.processes import device
 from wmtp_train.settings import Settings
 
 
-def open_policy(settings: Settings, tokenizer: PreTrainedTokenizerBase, value_head: bool) -> MtpForCausalLM:
+def open_policy(settings: Settings, tokenizer: PreTrainedTokenizerFast, value_head: bool) -> MtpForCausalLM:
     """The policy that `model.source` or `model.config` names, float32 on the CPU, the same on every rank.
 
     Raises:
@@ -16,9 +25,11 @@ def open_policy(settings: Settings, tokenizer: PreTrainedTokenizerBase, value_he
     """
     model = settings.model
     if model.source is not None:
-        policy = load_policy(model.source, model.horizon, value_head)
+        policy = load_policy(model.source, model.horizon, value_head, head_kind=model.head_kind)
     elif model.config is not None:
-        policy = build_policy(model.config, len(tokenizer), model.horizon, value_head, settings.seed)
+        policy = build_policy(
+            model.config, len(tokenizer), model.horizon, value_head, settings.seed, head_kind=model.head_kind
+        )
     else:
         raise UserError(
             "neither model.source nor model.config is set; name a model, or give a configuration to start one"
@@ -36,13 +47,21 @@ def open_policy(settings: Settings, tokenizer: PreTrainedTokenizerBase, value_he
             "shorten the rows, or raise max_position_embeddings in model.config"
         )
     policy.config.value_gradient_to_trunk = settings.critic.gradient_to_trunk
+    if model.train == "heads":
+        train_later_heads(policy)
+    elif model.train == "lora":
+        add_adapters(policy, model.lora_rank, model.lora_alpha)
     if model.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     return policy
 
 
-def open_reference(settings: Settings, policy: MtpForCausalLM, tokenizer: PreTrainedTokenizerBase) -> ReferenceModel:
-    """The live reference that `reference.source` names, frozen.
+def open_reference(
+    settings: Settings, tokenizer: PreTrainedTokenizerFast, policy_vocab_size: int | None = None
+) -> ReferenceModel:
+    """The reference that `reference.source` names, frozen, where this process computes: whole, or this process's part.
+
+    Where `reference.sharded` is set, every process must ask for losses equally often.
 
     Raises:
         UserError: no source is set, or its vocabulary or tokenizer is not the policy's.
@@ -53,9 +72,16 @@ def open_reference(settings: Settings, policy: MtpForCausalLM, tokenizer: PreTra
             f"{settings.algo} compares with a reference: set reference.source to a model, "
             "or reference.scores to what launch/score.py wrote"
         )
-    return ReferenceModel.load(
+    model = ReferenceModel.load(
         reference.source,
         dtype=getattr(torch, reference.dtype),
-        policy_vocab_size=policy.config.trunk.vocab_size,
+        policy_vocab_size=policy_vocab_size,
         policy_tokenizer=tokenizer,
     )
+    if not reference.sharded:
+        return model.to(device())
+    # Without an optimizer, ZeRO-3 leaves every process its part of each parameter, and hooks on the modules that gather
+    # the whole around their forward. DeepSpeed wants to hear a batch size; parameters keep the dtype that they have.
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    deepspeed.initialize(model=model, config=config, dist_init_required=False)
+    return model

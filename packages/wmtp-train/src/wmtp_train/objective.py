@@ -22,7 +22,7 @@ class StepCounts:
     heads: Tensor
     """int64 `[H]`, N_h."""
     values: Tensor
-    """Scalar, the tokens that the value head learns from."""
+    """int64 scalar, the losses that the value head learns from."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class Objective:
             heads = torch.stack([self.weighting.selected_counts(rows) for rows in per_row]).sum(dim=0)
         else:
             heads = per_row.sum(dim=(0, 1))
-        values = torch.zeros((), device=valid.device)
+        values = torch.zeros((), dtype=torch.int64, device=valid.device)
         if self.value_objective is not None:
             for batch in batches:
                 _, count = self.value_objective(torch.zeros(batch.input_ids.shape, device=valid.device), batch)
-                values += count.sum()
+                values += count.sum(dtype=torch.int64)
             dist.all_reduce(values)
         return StepCounts(heads, values)
 
@@ -84,7 +84,7 @@ class Objective:
         with torch.no_grad():
             weights = self.weighting.compute_head_weights(signals)
         total = policy = weighted_mtp_loss(output.ce, weights, counts.heads)
-        value_sum, value_count = torch.zeros_like(counts.values), torch.zeros_like(counts.values)
+        value_sum, value_count = torch.zeros_like(policy), torch.zeros_like(policy)
         if self.value_objective is not None:
             assert output.values is not None
             losses, count = self.value_objective(output.values, batch)
@@ -92,11 +92,14 @@ class Objective:
             total = policy + self.value_coefficient * value_sum / counts.values.clamp(min=1)
         return MicroBatchLoss(total, policy.detach(), value_sum.detach(), value_count, signals, weights)
 
-    def forward(self, batch: Batch, step: int, counts: StepCounts | None = None) -> tuple[MtpOutput, TokenSignals]:
+    def forward(
+        self, batch: Batch, step: int, counts: StepCounts | None = None, predict: bool = False
+    ) -> tuple[MtpOutput, TokenSignals]:
         """The policy's losses on a batch, and what a weighting may look at.
 
         Args:
             counts: the denominators, where a backward follows: a guess of its gradient then makes it cheaper.
+            predict: also find every head's most probable token.
         """
         reference_ce = batch.reference_ce
         if reference_ce is None and self.reference is not None:
@@ -122,6 +125,7 @@ class Objective:
             position_ids=batch.position_ids,
             document_ids=batch.document_ids,
             guess=None if counts is None else guess,
+            predict=predict,
         )
         values = None if output.values is None else output.values.detach()
         return output, replace(known, ce=output.ce.detach(), values=values)

@@ -3,25 +3,37 @@
 import logging
 import os
 import random
+import re
+import signal
 import socket
 import sys
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
+from deepspeed.constants import default_pg_timeout
 
 from wmtp_core import UserError
+from wmtp_train.signals import REQUEUE, Interrupted, noted_signal
+from wmtp_train.slurm import srun_variables
+from wmtp_train.together import together
 
 Result = TypeVar("Result")
 
 # Rank 0 may prepare a large corpus while the others wait for it.
-_TIMEOUT = timedelta(hours=2)
+_PREPARATION = timedelta(hours=2)
+
+# What a peer's end looks like. Gloo has no exception class of its own; torch hands on its words, and NCCL's.
+_LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "imed out", "ncclRemoteError")
+
+# The stop signals are agreed on over the CPU, so that no step waits for the accelerator.
+_stop_group: dist.ProcessGroup | None = None
 
 
 def start_processes() -> None:
@@ -31,6 +43,8 @@ def start_processes() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
+    if "RANK" not in os.environ:
+        os.environ.update(srun_variables(os.environ))
     if "RANK" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -42,7 +56,11 @@ def start_processes() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch.cuda.is_available():
         torch.cuda.set_device(device())  # before the first collective, which would have to guess
-    deepspeed.init_distributed(timeout=_TIMEOUT, verbose=False)
+    deepspeed.init_distributed(verbose=False)
+    if world := world_group():
+        global _stop_group
+        _stop_group = dist.new_group(backend="gloo", timeout=default_pg_timeout)
+        world.set_timeout(_PREPARATION)
 
 
 def device() -> torch.device:
@@ -57,25 +75,55 @@ def world_group() -> dist.ProcessGroup | None:
     return dist.group.WORLD if dist.get_world_size() > 1 else None
 
 
-def first_rank_first(work: Callable[[], Result]) -> Result:
+def first_rank_first(work: Callable[[], Result], what: str) -> Result:
     """Do the same work on every rank, rank 0 first: it fills a cache that the others then find.
 
-    Raises:
-        UserError: on rank 0 what the work raised there; the other ranks end with it, without a word of their own.
+    Args:
+        work, what: as of `together`, which tells of every rank's failure in the same way.
     """
-    result, failure = None, None
+    remedy = "mend that, and start again"
+    first = dist.get_rank() == 0
+    filled = together(lambda: work() if first else None, what, remedy)
+    found = together(lambda: None if first else work(), what, remedy)
+    return filled if first else found  # type: ignore[return-value]  # what `work` gave here
+
+
+def refuse_alike(message: str) -> NoReturn:
+    """End every rank for something that all of them know: rank 0 says it, and the others stay silent.
+
+    Raises:
+        UserError: on rank 0; the others end with the same exit code 2.
+    """
     if dist.get_rank() == 0:
-        try:
-            result = work()
-        except UserError as error:
-            failure = error
-    failed = [failure is not None]
-    dist.broadcast_object_list(failed)
-    if failure is not None:
-        raise failure
-    if failed[0]:
-        sys.exit(2)
-    return work() if result is None else result
+        raise UserError(message)
+    sys.exit(2)
+
+
+def expect_steps(engine_group: dist.ProcessGroup) -> None:
+    """From here on the ranks work in step: one that does not answer within DeepSpeed's timeout ends the run.
+
+    That is 10 minutes, or as many as `DEEPSPEED_TIMEOUT` says; preparing data may take 2 hours before.
+
+    Args:
+        engine_group: in which the engine's collectives run, a group of its own.
+    """
+    if world := world_group():
+        for group in (world, engine_group):
+            group.set_timeout(default_pg_timeout)
+
+
+def stop_if_asked() -> None:
+    """Stop all ranks here if one of them was sent a stop signal. Every rank must call it; it waits for no accelerator.
+
+    Raises:
+        Interrupted: on every rank, naming the signal.
+    """
+    noted = torch.tensor(noted_signal())
+    if dist.get_world_size() > 1:
+        assert _stop_group is not None, "start_processes makes it"
+        dist.all_reduce(noted, op=dist.ReduceOp.MAX, group=_stop_group)
+    if number := int(noted):
+        raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
 
 def seed_everything(seed: int) -> None:
@@ -86,18 +134,56 @@ def seed_everything(seed: int) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a launch script: a `UserError` becomes one line and exit code 2, and the process group always ends."""
+    """Run a launch script and end its process, the process group in any case.
+
+    One line on stderr says why, with exit code 2 for a `UserError`, 75 (`REQUEUE`) for `Interrupted`, and 1 where
+    another process has ended or hangs. An error of ours keeps its traceback.
+    """
+    code = 0
     try:
-        main()
+        try:
+            main()
+        except Interrupted as stop:
+            code = REQUEUE
+            if _rank() == 0:
+                _say(str(stop))
         if dist.is_initialized():
             # Without the barrier a rank that is done can tear the store down under the others.
             dist.barrier()
     except UserError as error:
-        rank = int(os.environ.get("RANK", 0))
-        print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            os._exit(2)  # at once: peers may wait in a collective that will never come, and so would an orderly end
-        sys.exit(2)
+        rank = _rank()
+        _say(f"error{f' (rank {rank})' if rank else ''}: {error}")
+        _end(2)
+    except RuntimeError as error:
+        if not _has_lost_contact(error):
+            raise
+        cause = re.split(r"\. |\n", str(error))[0]
+        _say(
+            f"error (rank {_rank()}): lost contact with another process, whose own words tell more; --resume goes on "
+            f"from the newest checkpoint ({cause})"
+        )
+        _end(1)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+    if code:
+        sys.exit(code)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))  # under srun `start_processes` sets it; before that there is no telling
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _end(code: int) -> NoReturn:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        os._exit(code)  # at once: peers may wait in a collective that will never come, and so would an orderly end
+    sys.exit(code)
+
+
+def _has_lost_contact(error: RuntimeError) -> bool:
+    network = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+    return network or any(words in str(error) for words in _LOST_CONTACT)

@@ -47,11 +47,22 @@ class ModelSettings(BaseModel):
     model_config = _STRICT
 
     source: str | None = None
-    """A WMTP folder, or folder or name of a Hugging Face causal language model."""
+    """A WMTP folder; folder or name of a Hugging Face causal language model; a GGUF file or its folder; or a folder of
+    the published multi-token format (params.json, consolidated.pth)."""
     config: dict[str, Any] | None = None
     """A Hugging Face configuration like `{model_type: llama, hidden_size: 256}`; the vocabulary is the tokenizer's."""
     horizon: int = Field(4, ge=1, le=32)
     """Heads H, the number of future tokens that are predicted."""
+    head_kind: Literal["layer", "mlp", "linear"] = "layer"
+    """What heads after the first are: decoder layers beside the trunk's last one; or small ones on the final hidden
+    state, a residual block (as in Medusa) or a matrix each."""
+    train: Literal["all", "heads", "lora"] = "all"
+    """What learns: everything; only the heads after the first (and the value head), beside a trunk that stays as it is;
+    or the heads in full and the trunk through low-rank adapters, which model/ holds multiplied out."""
+    lora_rank: int = Field(16, ge=1)
+    """Rank of the adapters of `train: lora`."""
+    lora_alpha: int = Field(32, ge=1)
+    """Adapters are scaled by lora_alpha / lora_rank."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: less memory, more time."""
 
@@ -98,6 +109,9 @@ class ReferenceSettings(BaseModel):
     """A Hugging Face causal language model, or a WMTP folder, whose head 0 is taken."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the reference computes in; its losses are float32 in either."""
+    sharded: bool = False
+    """Split its parameters over the processes by ZeRO-3: less memory on each, and the same losses; but every forward
+    gathers the parameters again, layer by layer."""
     scores: Path | None = None
     """Folder that launch/score.py writes; training with it loads no reference model."""
     scores_dtype: Literal["float32", "float16"] = "float32"
@@ -131,6 +145,36 @@ class CriticSettings(BaseModel):
     """λ of the returns that the value head regresses on; 1 is the reward itself, less reaches back 1/(1−λ) tokens."""
     gradient_to_trunk: bool = False
     """Let the value loss train the trunk too."""
+
+
+class EvaluationSettings(BaseModel):
+    """What launch/evaluate.py does beside the held-out sets."""
+
+    model_config = _STRICT
+
+    model: str | None = None
+    """The model; by default the run's own, `output_dir/model`. For another one name an `output_dir` of its own too."""
+    humaneval: bool = False
+    """HumanEval's pass@k. This RUNS PROGRAMS THAT THE MODEL WROTE, `humaneval_samples` for each of 164 problems, in a
+    sandbox without network, files, privileges or other processes; where that cannot be built, nothing runs."""
+    humaneval_samples: int = Field(1, ge=1)
+    """Programs for each problem, n; pass@k is given for those of k = 1, 10, 100 that are no more."""
+    temperature: float | None = Field(None, gt=0)
+    """Draw the programs at this temperature (and top_p 0.95); greedy without."""
+    max_new_tokens: int = Field(512, ge=1)
+    """The longest program, in tokens."""
+    seconds: float = Field(10, gt=0)
+    """The longest that a program may run, in seconds."""
+    megabytes: int = Field(1024, ge=64)
+    """The most memory that a program may map, in MB."""
+    tasks: list[str] = []
+    """Tasks of lm-eval, by name."""
+    task_folder: Path | None = None
+    """Folder of the task files that `tasks` name; by default lm-eval's own, for which it downloads data."""
+    task_limit: int | None = Field(None, ge=1)
+    """Use so many examples of each task; by default all."""
+    batch_size: int = Field(8, ge=1)
+    """Texts that a benchmark scores or writes together."""
 
 
 class Settings(BaseSettings):
@@ -168,7 +212,9 @@ class Settings(BaseSettings):
     save_every: int = Field(0, ge=0)
     """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept; saving needs room for one more."""
+    keep_best: str | None = None
+    """A held-out loss like `validation/ce/head_0`, computed at each save: its lowest checkpoint is kept as well."""
     normalize_by: Literal["valid", "selected"] = "valid"
     """Divide each head's loss by its valid targets, or by the selected ones as Rho-1 does."""
 
@@ -178,6 +224,7 @@ class Settings(BaseSettings):
     selection: SelectionSettings = SelectionSettings()
     reference: ReferenceSettings = ReferenceSettings()
     critic: CriticSettings = CriticSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
     def _one_model(self) -> "Settings":

@@ -3,8 +3,9 @@
 import torch
 import torch.distributed as dist
 
-from wmtp_core import UserError, excess_loss, shift_to_heads
+from wmtp_core import excess_loss, shift_to_heads
 from wmtp_train.objective import MicroBatchLoss
+from wmtp_train.processes import refuse_alike
 
 _NEVER = 2**62
 
@@ -88,7 +89,8 @@ class IntervalStatistics:
         """Stop every rank if any loss since the start was not finite. Every rank must call it.
 
         Raises:
-            UserError: names the step, the rank and the head, and `last_good`, the checkpoint to go on from.
+            UserError: on rank 0, in `refuse_alike`'s way; names the step, every rank whose loss was not finite there (a
+                step later all are), the head, and `last_good`, the checkpoint to go on from.
         """
         gathered = [torch.empty_like(self.first_bad_step) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, self.first_bad_step)
@@ -96,10 +98,11 @@ class IntervalStatistics:
         step = int(first.min())
         if step == _NEVER:
             return
-        rank, head = divmod(int(first.argmin()), self.horizon + 1)
-        name = f"head {head}" if head < self.horizon else "the value head"
-        raise UserError(
-            f"step {step}: the loss of {name} on rank {rank} is not finite; {last_good}; "
+        ranks, heads = zip(*(first == step).nonzero().tolist(), strict=True)
+        name = f"head {heads[0]}" if heads[0] < self.horizon else "the value head"
+        where = ", ".join(str(rank) for rank in sorted(set(ranks)))
+        refuse_alike(
+            f"step {step}: the loss of {name} on rank {where} is not finite; {last_good}; "
             "lower optimizer.learning_rate or look at the data of that step, then --resume"
         )
 

@@ -4,26 +4,34 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 from tqdm import tqdm
 
 from wmtp_core import HeadWeighting, UserError
-from wmtp_train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, save_model
+from wmtp_train.agreement import require_same_inputs
+from wmtp_train.checkpoint import RunCheckpoints, held_by_this_run
 from wmtp_train.data.batch import Batch
 from wmtp_train.data.loader import TrainLoader, evaluation_batches
-from wmtp_train.engine import build_engine, read_deepspeed_config, set_learning_rate
+from wmtp_train.durable import write_json
+from wmtp_train.engine import build_engine, read_deepspeed_config
 from wmtp_train.evaluation import evaluate
 from wmtp_train.inputs import ScoredData, open_inputs, open_tokenizer
 from wmtp_train.models import open_policy, open_reference
 from wmtp_train.monitor import Monitor
 from wmtp_train.objective import Objective, StepCounts, ValueObjective
 from wmtp_train.passages import marked_passage, most_varied
-from wmtp_train.processes import device, seed_everything
+from wmtp_train.processes import device, expect_steps, refuse_alike, seed_everything, stop_if_asked
+from wmtp_train.results import save_results
 from wmtp_train.settings import Settings
+from wmtp_train.signals import Interrupted
 from wmtp_train.statistics import IntervalStatistics
+from wmtp_train.together import on_rank_0
 
 
 class BaseWmtpTrainer:
@@ -48,15 +56,14 @@ class BaseWmtpTrainer:
     ) -> None:
         self.settings = settings
         self.rank, self.world, self.device = dist.get_rank(), dist.get_world_size(), device()
-        config = read_deepspeed_config(settings.deepspeed_config, self.world)
+        self.deepspeed_config = config = read_deepspeed_config(settings.deepspeed_config, self.world)
         self.micro_batch: int = config["train_micro_batch_size_per_gpu"]
         self.accumulation: int = config["gradient_accumulation_steps"]
         self.rows_per_step = self.micro_batch * self.accumulation * self.world
-        self.checkpoints = settings.output_dir / "checkpoints"
 
         tokenizer = open_tokenizer(settings)
         seed_everything(settings.seed)
-        policy = open_policy(settings, tokenizer, value_head=value_objective is not None)
+        self.policy = policy = open_policy(settings, tokenizer, value_head=value_objective is not None)
         self.inputs = open_inputs(settings, uses_reference, policy.config.trunk.vocab_size)
         if value_objective and not (self.inputs.train.prepared.has_rewards or self.inputs.train.prepared.has_pairs):
             raise UserError(
@@ -64,27 +71,28 @@ class BaseWmtpTrainer:
             )
         reference = None
         if uses_reference and settings.reference.scores is None:
-            reference = open_reference(settings, policy, self.inputs.tokenizer).to(self.device)
-        self.engine = build_engine(policy, config, settings.optimizer, settings.steps)
+            reference = open_reference(settings, self.inputs.tokenizer, policy.config.trunk.vocab_size)
+        require_same_inputs(self.inputs, settings, policy, reference)
         self.stage0_norm: Tensor | None = None
         self.monitor: Monitor | None = None
         self.step = 0
         self.consumed_rows = 0
+        self.figures: dict[str, float] = {}
+        self.evaluated_step = -1
         self.identity = {
             "algo": settings.algo,
             "seed": settings.seed,
             "data": self.inputs.train.prepared.fingerprint,
-            "model": {"horizon": settings.model.horizon, "trunk": json.loads(policy.config.trunk.to_json_string())},
+            "model": {
+                **settings.model.model_dump(include={"horizon", "head_kind", "train", "lora_rank"}),
+                "trunk": json.loads(policy.config.trunk.to_json_string()),
+            },
         }
-        if settings.resume and (newest := newest_checkpoint(self.checkpoints)):
-            about = load_checkpoint(self.engine, newest, self.identity)
-            self.step, self.consumed_rows = about["step"], about["consumed_rows"]
-            set_learning_rate(self.engine, settings.optimizer)
         horizon = settings.model.horizon
         if settings.normalize_by == "selected":
             weighting.selected_counts(torch.zeros(1, horizon, dtype=torch.int64))  # refuses now or never
         self.objective = Objective(
-            self.engine,
+            policy,
             weighting,
             reference,
             value_objective,
@@ -94,40 +102,71 @@ class BaseWmtpTrainer:
         )
         self.statistics = IntervalStatistics(horizon, self.inputs.train.prepared.kinds, self.device)
 
+    @cached_property
+    def engine(self) -> DeepSpeedEngine:
+        """Built when training asks for it: the policy alone can be evaluated, whole and without an optimizer."""
+        settings = self.settings
+        engine = build_engine(self.policy, self.deepspeed_config, settings.optimizer, settings.steps)
+        self.objective = replace(self.objective, policy=engine)
+        return engine
+
+    @cached_property
+    def checkpoints(self) -> RunCheckpoints:
+        """The run's checkpoints; they hold the engine's state, and so need the engine."""
+        return RunCheckpoints(self.settings, self.engine, self.identity, self.inputs.evaluate)
+
     def train(self) -> dict[str, float]:
-        """Train to `settings.steps`; returns the final held-out figures, by `set/figure`."""
+        """Train to `settings.steps`; returns the final held-out figures, by `set/figure`.
+
+        Raises:
+            Interrupted: a stop signal came; what was trained is in a checkpoint.
+        """
+        checkpoints = self.checkpoints  # with the engine, which may refuse its configuration before anything is written
+        with held_by_this_run(self.settings.output_dir):
+            self.step, self.consumed_rows = checkpoints.resume()
+            resumed_at = self.step
+            expect_steps(self.engine.data_parallel_group)
+            try:
+                return self.run_steps()
+            except Interrupted as stop:
+                if self.step > resumed_at:
+                    self.save(figures={})  # without an evaluation, for which there may be no time
+                raise Interrupted(
+                    f"{stop} after {self.step} of {self.settings.steps} steps; {self.checkpoints.last_good()}; "
+                    "the same command with --resume goes on"
+                ) from None
+
+    def run_steps(self) -> dict[str, float]:
+        """The steps that are left, evaluations and checkpoints among them, and the end of the run."""
         settings, is_first = self.settings, self.rank == 0
-        if newest_checkpoint(self.checkpoints) and not settings.resume:
-            raise UserError(f"output_dir {settings.output_dir} holds a run; --resume it, or choose another output_dir")
-        settings.output_dir.mkdir(parents=True, exist_ok=True)
-        if is_first:
-            (settings.output_dir / "settings.json").write_text(settings.model_dump_json(indent=2))
+        content = settings.model_dump(mode="json")
+        on_rank_0(lambda: write_json(settings.output_dir / "settings.json", content), "the settings cannot be saved")
         sets = list(self.inputs.evaluate)
         self.monitor = Monitor(settings.output_dir / "tensorboard", is_first, self.step + 1, sets)
         tokens_per_step = self.rows_per_step * settings.data.sequence_length
         self.loader = self._open_loader()
         figures = self.evaluate() if settings.evaluate_every and self.step == 0 else {}
-        progress = tqdm(
+        with tqdm(
             desc=settings.algo,
             total=settings.steps * tokens_per_step,
             initial=self.step * tokens_per_step,
             unit="tok",
             unit_scale=True,
             disable=not is_first,
-        )
-        self.interval_start, self.interval_steps = time.perf_counter(), 0
-        while self.step < settings.steps:
-            self.train_step()
-            progress.update(tokens_per_step)
-            if self._is_due(settings.log_every):
-                progress.set_postfix(loss=f"{self.log(tokens_per_step):.3f}")
-            stopped = time.perf_counter()
-            if self._is_due(settings.save_every):
-                self.save()
-            if self._is_due(settings.evaluate_every):
-                figures = self.evaluate()
-            self.interval_start += time.perf_counter() - stopped  # not part of a step's time
-        progress.close()
+        ) as progress:
+            self.interval_start, self.interval_steps = time.perf_counter(), 0
+            while self.step < settings.steps:
+                stop_if_asked()
+                self.train_step()
+                progress.update(tokens_per_step)
+                if self._is_due(settings.log_every):
+                    progress.set_postfix(loss=f"{self.log(tokens_per_step):.3f}")
+                stopped = time.perf_counter()
+                if self._is_due(settings.save_every):
+                    self.save(self.evaluate() if settings.keep_best else {})
+                if self._is_due(settings.evaluate_every):
+                    figures = self.evaluate()
+                self.interval_start += time.perf_counter() - stopped  # not part of a step's time
         figures = figures or self.evaluate()  # a resumed run may have had nothing left to do
         self.finish(figures)
         return figures
@@ -163,49 +202,54 @@ class BaseWmtpTrainer:
             "train/tokens_per_second": tokens_per_step / seconds,
             "train/gradient_norm": self._gradient_norm(),
         }
-        assert self.monitor is not None
-        self.monitor.write(figures, self.step)
-        self.statistics.refuse_non_finite(self._last_good())
+        self._monitor(figures)
+        self.statistics.refuse_non_finite(self.checkpoints.last_good())
         self.interval_start, self.interval_steps = time.perf_counter(), 0
         return figures["train/loss"]
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out figures by `set/figure`, to TensorBoard too while training. Every rank must call it."""
-        self.engine.eval()
+        """Held-out figures by `set/figure`, to TensorBoard too while training. Every rank must call it.
+
+        They are computed once a step, whoever asks.
+        """
+        if self.evaluated_step == self.step:
+            return self.figures
+        self.policy.eval()
         figures: dict[str, float] = {}
         for name, held_out in self.inputs.evaluate.items():
             found = evaluate(self.objective, self._batches(held_out), self.step, held_out.prepared.kinds)
             figures |= {f"{name}/{figure}": value for figure, value in found.items()}
-        if self.monitor is not None:
-            self.monitor.write({f"evaluation/{name}": value for name, value in figures.items()}, self.step)
+        self._monitor({f"evaluation/{name}": value for name, value in figures.items()})
+        self.figures, self.evaluated_step = figures, self.step
         return figures
 
-    def save(self) -> None:
-        """A checkpoint, unless a loss since the last one or the newest gradient was not finite."""
-        self.statistics.refuse_non_finite(self._last_good())
+    def save(self, figures: dict[str, float]) -> None:
+        """A checkpoint with held-out figures, unless a loss since the last or the newest gradient was not finite."""
+        self.statistics.refuse_non_finite(self.checkpoints.last_good())
         if not math.isfinite(self._gradient_norm()) and not self.engine.fp16_enabled():
-            raise UserError(
-                f"step {self.step}: the gradient is not finite, though the loss is; {self._last_good()}; "
+            refuse_alike(
+                f"step {self.step}: the gradient is not finite, though the loss is; {self.checkpoints.last_good()}; "
                 "lower optimizer.learning_rate, then --resume"
             )
-        state = {**self.identity, "consumed_rows": self.consumed_rows}
-        save_checkpoint(self.engine, self.checkpoints, self.step, state, self.settings.keep_checkpoints)
+        self.checkpoints.save(self.step, self.consumed_rows, figures)
 
     def finish(self, figures: dict[str, float]) -> None:
         """The final model, its held-out figures and a passage of text marked by what each head keeps."""
-        folder = self.settings.output_dir
-        save_model(self.engine, self.inputs.tokenizer, folder / "model")
         passages = {}
         for name, held_out in self.inputs.evaluate.items():
             batch = most_varied(self._batches(held_out))
             passages[name] = marked_passage(
                 self.objective, batch, self.step, self.inputs.tokenizer, held_out.prepared.kinds
             )
-        if self.rank == 0:
-            (folder / "evaluation.json").write_text(json.dumps(figures, indent=2))
-            (folder / "passages.json").write_text(json.dumps(passages))
+        save_results(self.engine, self.inputs.tokenizer, self.settings.output_dir, figures, passages)
         if self.monitor is not None:
             self.monitor.close()
+
+    def _monitor(self, figures: dict[str, float]) -> None:
+        if monitor := self.monitor:
+            on_rank_0(
+                lambda: monitor.write(figures, self.step), f"{self.settings.output_dir}/tensorboard is broken off"
+            )
 
     def _open_loader(self) -> Iterator[Batch]:
         data = self.inputs.train
@@ -231,7 +275,9 @@ class BaseWmtpTrainer:
             self.world,
             self.settings.data.evaluation_rows,
         )
-        return (batch.to(self.device) for batch in batches)
+        for batch in batches:
+            stop_if_asked()
+            yield batch.to(self.device)
 
     def _is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps (0: at the end alone) happens after this one."""
@@ -245,7 +291,3 @@ class BaseWmtpTrainer:
 
     def _gradient_norm(self) -> float:
         return float(self.stage0_norm if self.stage0_norm is not None else self.engine.get_global_grad_norm())
-
-    def _last_good(self) -> str:
-        newest = newest_checkpoint(self.checkpoints)
-        return f"the last good checkpoint is {newest}" if newest else "no checkpoint was saved before"

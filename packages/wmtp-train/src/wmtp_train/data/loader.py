@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from wmtp_train.data.batch import Batch, PackedRows
 from wmtp_train.data.order import stream_rows
 from wmtp_train.data.prepared import PreparedData
+from wmtp_train.signals import heed_only_the_parent
 
 
 def rank_rows(
@@ -53,6 +54,7 @@ class TrainLoader(Iterator[Batch]):
             sampler=rank_rows(len(prepared.rows), micro_batch, rank, world, seed, consumed_samples),
             num_workers=workers,
             pin_memory=pin_memory,
+            worker_init_fn=heed_only_the_parent,
             generator=torch.Generator(),  # its own: or a resume would draw once more from the global one
         )
         self._batches = iter(loader)

@@ -17,7 +17,7 @@ from wmtp_train.data.corpus import read_texts
 from wmtp_train.data.documents import noise_kinds, tokenise
 from wmtp_train.data.files import describe, expand
 from wmtp_train.data.packing import pack, packing_fingerprint
-from wmtp_train.data.storage import publish, write_arrow
+from wmtp_train.data.storage import open_arrow, publish, write_arrow
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PreparedData:
 
     @staticmethod
     def load(path: str | Path) -> "PreparedData":
-        """Opens a folder that `prepare` wrote, memory-mapped. Raises UserError where it is missing or is none."""
+        """Opens a folder that `prepare` wrote, memory-mapped. Raises UserError where it is missing, damaged or none."""
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"prepared data {path}: no such folder: make it with `python launch/prepare.py`")
@@ -58,8 +58,15 @@ class PreparedData:
                 f"prepared data {path}: no manifest.json, so `python launch/prepare.py` did not write this folder: "
                 "name the one that it printed"
             )
-        rows = datasets.Dataset.from_file(str(path / "rows.arrow"))
-        return PreparedData(path=path, rows=rows, **json.loads((path / "manifest.json").read_text()))
+        remedy = "remove the folder, and it is made again"
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            rows = open_arrow(path / "rows.arrow", manifest.pop("rows"), remedy)
+        except (json.JSONDecodeError, KeyError) as error:
+            raise UserError(
+                f"prepared data {path}: its manifest.json is damaged or of an older version: {remedy}"
+            ) from error
+        return PreparedData(path=path, rows=rows, **manifest)
 
 
 def prepare(
@@ -146,6 +153,7 @@ def _build(
     write_arrow(folder / "rows.arrow", pack(documents, sequence_length, seed, tokenizer.eos_token_id))
     manifest = {
         "fingerprint": fingerprint,
+        "rows": len(datasets.Dataset.from_file(str(folder / "rows.arrow"))),
         "sequence_length": sequence_length,
         "kinds": kinds,
         "documents": len(documents),

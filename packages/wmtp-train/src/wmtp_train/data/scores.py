@@ -8,6 +8,7 @@ import datasets
 
 from wmtp_core.errors import UserError
 from wmtp_train.data.prepared import PreparedData
+from wmtp_train.data.storage import open_arrow
 
 COLUMN_FILE = "reference_ce.arrow"
 FINGERPRINT_FILE = "fingerprint.json"
@@ -46,6 +47,5 @@ def load_scores(path: str | Path, prepared: PreparedData, reference_fingerprint:
         )
     reference = {} if reference_fingerprint is None else {"reference": reference_fingerprint}
     require_same(path, prepared.fingerprint | reference)
-    scores = datasets.Dataset.from_file(str(path / COLUMN_FILE))
-    assert len(scores) == len(prepared.rows), "one fingerprint, one number of rows"
-    return scores
+    remedy = "remove the folder, and score again with `python launch/score.py`"
+    return open_arrow(path / COLUMN_FILE, len(prepared.rows), remedy)

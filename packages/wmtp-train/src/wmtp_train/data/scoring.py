@@ -34,6 +34,7 @@ def score(
     progress: Callable[[int, int], None] | None = None,
     dtype: str = "float32",
     computed_in: str = "float32",
+    in_step: bool = False,
 ) -> None:
     """Writes the score folder `output` that `scores.load_scores` opens; returns at once where it is there already.
 
@@ -41,6 +42,8 @@ def score(
     Process `rank` of `world` takes the shards rank, rank + world, … that are not done yet, and rank 0 joins them after
     a barrier of torch.distributed, where that runs. `progress(done, total)` gets this process's rows after each batch.
     `dtype` "float16" halves the folder, at a relative error of up to 2^-11; `computed_in` is the reference's dtype.
+    `in_step`: all processes (of torch.distributed) call `token_losses` equally often, as a reference that is sharded
+    over them needs; one with fewer rows left than another goes on with rows of no meaning.
 
     Raises UserError where `output`, finished or not, was made with something else, where a loss is not finite, and
     where shards are missing because not all processes ran.
@@ -62,6 +65,7 @@ def score(
     owed = [shard for shard in list(_shards(prepared))[rank::world] if not _shard_file(partial, shard).is_file()]
     total = sum(len(shard) for shard in owed)
     done = 0
+    idle_batches = _idle_batches(owed, micro_batch) if in_step else 0
     for shard in owed:
         losses = []
         for batch in _batches(prepared, shard, micro_batch):
@@ -71,6 +75,8 @@ def score(
                 progress(done, total)
         values = np.concatenate(losses) * _scored_tokens(prepared, shard)
         _write_shard(_shard_file(partial, shard), values.astype(dtype), rank)
+    for _ in range(idle_batches):
+        token_losses(PackedRows(prepared)[[0] * micro_batch])
     _barrier()
     if rank == 0:
         _join(prepared, partial, output)
@@ -90,6 +96,14 @@ def _batches(prepared: PreparedData, shard: range, micro_batch: int) -> Iterator
     packed_rows = PackedRows(prepared)
     for start in range(shard.start, shard.stop, micro_batch):
         yield packed_rows[list(range(start, min(start + micro_batch, shard.stop)))]
+
+
+def _idle_batches(owed: list[range], micro_batch: int) -> int:
+    """How many batches the busiest process owes beyond this one's."""
+    mine = sum(-(-len(shard) // micro_batch) for shard in owed)
+    everyones = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    return max(everyones) - mine
 
 
 def _finite(losses: Tensor, batch: Batch) -> np.ndarray:

@@ -5,7 +5,10 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
+
+from wmtp_core.errors import UserError
 
 
 def write_arrow(path: Path, tables: Iterable[pa.Table]) -> None:
@@ -17,6 +20,20 @@ def write_arrow(path: Path, tables: Iterable[pa.Table]) -> None:
             for table in chain([first], remaining):
                 stream.write_table(table)
         os.fsync(file.fileno())
+
+
+def open_arrow(path: Path, num_rows: int, remedy: str) -> datasets.Dataset:
+    """The rows of a file that `write_arrow` wrote, memory-mapped.
+
+    Raises UserError where the file is missing, cut off, or has another number of rows than was written.
+    """
+    try:
+        rows = datasets.Dataset.from_file(str(path))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: missing or damaged ({str(error).splitlines()[0]}): {remedy}") from error
+    if len(rows) != num_rows:  # Arrow takes a stream that ends between two blocks for a whole one
+        raise UserError(f"{path}: damaged, it has {len(rows)} of its {num_rows} rows: {remedy}")
+    return rows
 
 
 def publish(aside: Path, folder: Path) -> None:

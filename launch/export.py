@@ -1,0 +1,69 @@
+"""Write a trained model for others: `python launch/export.py --model runs/…/model --format hf --output DIR`.
+
+The export is made aside, read back and compared with the model; only then it gets its name.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+import transformers
+
+from wmtp_core import UserError
+from wmtp_models import load_tokenizer, load_wmtp
+from wmtp_models.formats.exporting import FORMATS
+from wmtp_train.durable import partial_of, publish_folder, sync
+from wmtp_train.processes import run
+
+FORMATS_HELP = (
+    "hf: trunk and head 0, a plain model; wmtp: everything; medusa: mlp and linear heads for vLLM; "
+    "consolidated: params.json and consolidated.pth, a Llama with a layer for each head"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        raise UserError(f"command line: {message}; --help lists the options")
+
+
+def main() -> None:
+    """Read, write, read back, compare, name."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="folder of a WMTP model, or of the consolidated format")
+    parser.add_argument("--format", required=True, choices=FORMATS, help=FORMATS_HELP)
+    parser.add_argument("--output", required=True, type=Path, help="folder to write, which must not exist yet")
+    arguments = parser.parse_args()
+    if arguments.output.exists():
+        raise UserError(f"--output {arguments.output} exists already: choose another folder, or remove it")
+    transformers.utils.logging.disable_progress_bar()
+    policy = load_wmtp(arguments.model).eval()
+    tokenizer = load_tokenizer(arguments.model) if any(Path(arguments.model).glob("tokenizer*")) else None
+    form = FORMATS[arguments.format]
+    partial = partial_of(arguments.output)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        form.save(policy, partial)
+        compared = form.check(policy, partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        for path in partial.rglob("*"):
+            sync(path)
+        publish_folder(partial, arguments.output)
+    except OSError as error:
+        raise UserError(f"--output {arguments.output} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{arguments.output}: read back, {compared}")
+    for part in form.left_out(policy):
+        print(f"not in it, as the format {arguments.format} has no place for it: {part}")
+    if tokenizer is None:
+        print(f"no tokenizer in {arguments.model}, so there is none in {arguments.output}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,159 @@
+"""Go on from prompts with a trained model: `python launch/generate.py --model runs/…/model --prompt "def f("`.
+
+The heads draft and the trunk verifies, several tokens a forward. Prints the text as it comes, and on stderr what the
+heads were worth.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from wmtp_core import UserError
+from wmtp_models import Generation, MtpForCausalLM, Sampling, TextStream, generate, load_tokenizer, load_wmtp
+from wmtp_train.processes import run
+
+RUNS = 5  # of each kind, to compare
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        raise UserError(f"command line: {message}; --help lists the options")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="folder of a WMTP model and its tokenizer")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--prompt", help="the text to go on from; without it or --prompts, each line of stdin is one")
+    source.add_argument("--prompts", type=Path, help="a file of prompts, one a line, which are decoded as one batch")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="for each prompt")
+    parser.add_argument("--temperature", type=float, help="draw tokens at this temperature; greedy without")
+    parser.add_argument("--top-k", type=int, help="draw from the k most probable tokens")
+    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens that hold this much probability")
+    parser.add_argument("--seed", type=int, help="of the draws")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
+    parser.add_argument("--no-exact", action="store_true", help="greedy: do not settle near-ties with the plain model")
+    parser.add_argument("--compare", action="store_true", help="also time it against plain decoding")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read the prompts, decode and report."""
+    logging.disable_progress_bar()
+    arguments = parse_arguments()
+    prompts = read_prompts(arguments)
+    sampling = open_sampling(arguments)
+    tokenizer, policy = open_model(arguments.model, getattr(torch, arguments.dtype))
+    rows = [tokenise(tokenizer, prompt) for prompt in prompts]
+    options: dict[str, Any] = {
+        "max_new_tokens": arguments.max_new_tokens,
+        "eos_token_ids": () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,),
+        "sampling": sampling,
+        "exact": not arguments.no_exact,
+    }
+    printer = Printer(tokenizer, prompts, rows)
+    result = generate(policy, rows, on_tokens=printer.put, **options)
+    print(report(result), file=sys.stderr)
+    if arguments.compare:
+        print(compare(policy, rows, options), file=sys.stderr)
+
+
+def read_prompts(arguments: argparse.Namespace) -> list[str]:
+    """One prompt, or one a line."""
+    if arguments.prompt is not None:
+        return [arguments.prompt]
+    try:
+        text = sys.stdin.read() if arguments.prompts is None else arguments.prompts.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts from {arguments.prompts or 'stdin'}: {error}; give a file of UTF-8 text") from error
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def open_sampling(arguments: argparse.Namespace) -> Sampling | None:
+    """How to draw tokens, where any of its options is given."""
+    names = ("temperature", "top_k", "top_p", "seed")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return Sampling(**given) if given else None
+
+
+def open_model(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerFast, MtpForCausalLM]:
+    """A WMTP model, on the GPU where there is one, and the tokenizer beside it."""
+    policy = load_wmtp(source, dtype).eval()
+    return load_tokenizer(source), policy.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def tokenise(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
+    """A prompt as the beginning of a document: with the tokenizer's BOS where it has one, and no EOS."""
+    text: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    beginning = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
+    return [*beginning, *text] if text else []
+
+
+class Printer:
+    """Prints every prompt with its text: the first that is not complete as it comes, the others in their turn."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompts: list[str], rows: list[list[int]]) -> None:
+        self._streams = [TextStream(tokenizer, row) for row in rows]
+        self._waiting = list(prompts)
+        self._ended = [False] * len(rows)
+        self._turn = 0
+
+    def put(self, number: int, tokens: list[int], ended: bool) -> None:
+        """A row's next tokens."""
+        self._waiting[number] += self._streams[number].put(tokens)
+        if ended:
+            self._waiting[number] += self._streams[number].end() + "\n"
+            self._ended[number] = True
+        while self._turn < len(self._streams):
+            print(self._waiting[self._turn], end="", flush=True)
+            self._waiting[self._turn] = ""
+            if not self._ended[self._turn]:
+                break
+            self._turn += 1
+
+
+def report(result: Generation) -> str:
+    """What the heads were worth."""
+    heads = ", ".join(f"head {h} {kept:.0%}" for h, kept in enumerate(result.acceptance, start=1))
+    settled = f"; {result.replays} forwards of the plain model settled near-ties" if result.replays else ""
+    return (
+        f"{result.new_tokens} tokens, {result.tokens_per_forward:.2f} a forward; "
+        f"drafts kept: {heads or 'there is one head alone, which drafts nothing'}{settled}"
+    )
+
+
+def compare(policy: MtpForCausalLM, rows: list[list[int]], options: dict[str, Any]) -> str:
+    """Time decoding with the heads against plain decoding with the same cache, in turns."""
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    sequences = {}
+    for _ in range(RUNS):
+        for speculate, measured in rates.items():
+            # Near-ties are the drafts' trouble alone: plain decoding goes without the settling, at its fastest.
+            exact = options["exact"] and speculate
+            start = time.perf_counter()
+            result = generate(policy, rows, **{**options, "speculate": speculate, "exact": exact})
+            measured.append(result.new_tokens / (time.perf_counter() - start))
+            sequences[speculate] = result.sequences
+    # The best of each, since whatever else the machine does only ever slows one down.
+    heads, plain = max(rates[True]), max(rates[False])
+    same = "" if options["sampling"] else f"; {'the same' if sequences[True] == sequences[False] else 'another'} text"
+    return (
+        f"with the heads {heads:.1f} tokens/s, plainly {plain:.1f} tokens/s: ratio {heads / plain:.2f} "
+        f"(the best of {RUNS} runs each, in turns){same}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,45 @@
+"""What a saved WMTP model says about itself."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from wmtp_core import UserError
+from wmtp_models.state_heads import LAYER, require_head_kind
+
+
+class MtpConfig(PreTrainedConfig):
+    """Configuration of `MtpForCausalLM`.
+
+    Args:
+        trunk: configuration of the plain causal LM, or its dictionary with a `model_type`.
+        horizon: number of heads H, at least 1.
+        head_kind: what heads ≥ 1 are: `layer`, decoder layers beside the trunk's last one; or on the final hidden state
+            `mlp`, a residual block each, or `linear`, a matrix each.
+        value_head: whether the policy carries a value head.
+        value_gradient_to_trunk: whether the value head's loss also trains the trunk.
+    """
+
+    model_type = "wmtp"
+    sub_configs = {"trunk": AutoConfig}  # noqa: RUF012 (transformers' own convention)
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        trunk: PreTrainedConfig | dict[str, Any] | None = None,
+        horizon: int = 4,
+        head_kind: str = LAYER,
+        value_head: bool = False,
+        value_gradient_to_trunk: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if horizon < 1:
+            raise UserError(f"horizon is {horizon}: it must be at least 1 (1 is plain next-token prediction)")
+        require_head_kind(head_kind)
+        # The base class resets the attention implementation of every sub-configuration it finds: it must find none.
+        super().__init__(**kwargs)
+        self.trunk: Any = AutoConfig.for_model(**trunk) if isinstance(trunk, dict) else trunk
+        self.horizon = horizon
+        self.head_kind = head_kind
+        self.value_head = value_head
+        self.value_gradient_to_trunk = value_gradient_to_trunk

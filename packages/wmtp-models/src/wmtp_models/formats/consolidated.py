@@ -1,0 +1,126 @@
+"""The format in which Gloeckle et al. (arXiv 2404.19737) published their models: params.json and consolidated.pth.
+
+It is Llama 2's own with heads. As the models' card and the code beside them have it: of `n_layers` layers the last
+`n_future_tokens` are the heads; `layers` holds the trunk and, as its last, head 0, and `extra_heads` heads 1, 2, …,
+which read what the last of `layers` reads; `norm` and `output` serve them all. Queries and keys turn neighbouring
+dimensions of a head together, where transformers' Llama turns dimension i with i + d/2.
+"""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wmtp_core import UserError
+from wmtp_models.config import MtpConfig
+from wmtp_models.formats.comparing import head_logits, require_equal, require_same_weights
+from wmtp_models.formats.llama_2 import our_names, policy_config, published_params, turned
+from wmtp_models.mtp import MtpForCausalLM
+from wmtp_models.sources import load_complete, one_line
+from wmtp_models.state_heads import LAYER
+
+PARAMS, WEIGHTS = "params.json", "consolidated.pth"
+_DERIVED = "rope.freqs"  # a table of Llama 2's that its other numbers give
+
+
+def is_folder(source: str | Path) -> bool:
+    """Whether this is a folder of that format."""
+    return (Path(source) / PARAMS).is_file()
+
+
+def load(folder: Path, dtype: torch.dtype | None = None) -> MtpForCausalLM:
+    """The model with all its heads; exact in the dtype that it was saved in, which is the default.
+
+    Raises:
+        UserError: a file is missing or unreadable, or the weights are not those that params.json describes.
+    """
+    params = _read_params(folder / PARAMS)
+    try:
+        weights: dict[str, Tensor] = torch.load(folder / WEIGHTS, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"{folder / WEIGHTS} cannot be read ({one_line(error)}): copy it again") from error
+    if not isinstance(weights, dict) or not isinstance(weights.get("tok_embeddings.weight"), Tensor):
+        raise UserError(f"{folder / WEIGHTS} lacks tok_embeddings.weight: give a state_dict of the published format")
+    weights.pop(_DERIVED, None)
+    embedding = weights["tok_embeddings.weight"]
+    config = policy_config(params, embedding.shape[0])
+    output = weights.get("output.weight")
+    if output is not None and output.data_ptr() == embedding.data_ptr():
+        weights["output.weight"] = output.clone()  # one matrix in the file, and two in a model that knows no tying
+    names = our_names(config)
+    state = {names.get(name, name): turned(names.get(name, name), tensor, config) for name, tensor in weights.items()}
+    policy: MtpForCausalLM = load_complete(
+        MtpForCausalLM, None, folder, PARAMS, config=config, state_dict=state, dtype=dtype or embedding.dtype
+    )
+    return policy
+
+
+def left_out(policy: MtpForCausalLM) -> list[str]:
+    """What the format has no place for."""
+    return [] if policy.value_head is None else ["the value head"]
+
+
+def save(policy: MtpForCausalLM, folder: Path) -> None:
+    """Write both files; tied embeddings become two equal matrices, since the format knows no tying.
+
+    Raises:
+        UserError: the model is not a Llama 2 with a layer for each head.
+    """
+    config = policy.config
+    state = {name: weight for name, weight in policy.state_dict().items() if not name.startswith("value_head.")}
+    _require_llama_2(config, state)
+    theirs = {ours: name for name, ours in our_names(config).items()}
+    weights = {theirs[name]: turned(name, weight, config, back=True) for name, weight in state.items()}
+    (folder / PARAMS).write_text(json.dumps(published_params(config), indent=2))
+    torch.save(weights, folder / WEIGHTS)
+
+
+def check(policy: MtpForCausalLM, folder: Path) -> str:
+    """Read it back and compare; says what was equal.
+
+    Raises:
+        UserError: something is not.
+    """
+    again = load(folder).eval()
+    expected = {name: weight for name, weight in policy.state_dict().items() if not name.startswith("value_head.")}
+    require_same_weights(expected, dict(again.state_dict()), folder)
+    require_equal(head_logits(policy), head_logits(again), f"the logits of {folder}")
+    return f"{len(expected)} weights and the logits of {policy.config.horizon} heads are equal to the bit"
+
+
+def _read_params(path: Path) -> dict[str, Any]:
+    try:
+        params: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}): copy it again") from error
+    missing = [key for key in ("dim", "n_layers", "n_heads") if not isinstance(params.get(key), int)]
+    if missing:
+        raise UserError(f"{path} lacks {missing[0]}, a whole number: copy it again")
+    if params["n_heads"] < 1 or params["dim"] % (2 * params["n_heads"]):
+        raise UserError(f"{path}: dim {params['dim']} does not split into {params['n_heads']} heads of even width")
+    if not 1 <= params.get("n_future_tokens", 1) <= params["n_layers"]:
+        raise UserError(f"{path}: n_future_tokens is {params['n_future_tokens']} of {params['n_layers']} layers")
+    return params
+
+
+def _require_llama_2(config: MtpConfig, state: dict[str, Tensor]) -> None:
+    trunk = config.trunk
+    rope = (getattr(trunk, "rope_parameters", None) or {}).get("rope_type")
+    reasons = {
+        f"its heads are of the kind {config.head_kind}": config.head_kind != LAYER,
+        f"its trunk is a {trunk.model_type}": trunk.model_type != "llama",
+        f"its activation is {getattr(trunk, 'hidden_act', None)}": getattr(trunk, "hidden_act", None) != "silu",
+        f"its rotary embedding is {rope}": rope != "default",
+    }
+    if not any(reasons.values()):
+        without = sorted(state.keys() - set(our_names(config).values()))
+        reasons = {f"it has {', '.join(without[:1])}": bool(without)}
+        reasons["its heads are not hidden_size / num_attention_heads wide"] = (
+            trunk.head_dim * trunk.num_attention_heads != trunk.hidden_size
+        )
+    for reason, applies in reasons.items():
+        if applies:
+            raise UserError(f"consolidated holds Llama 2 with a layer for each head, and {reason}: export to wmtp")

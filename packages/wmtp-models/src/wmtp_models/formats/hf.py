@@ -1,0 +1,36 @@
+"""A plain Hugging Face model: trunk and head 0."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from wmtp_models.formats.comparing import probe, require_equal, require_same_weights
+from wmtp_models.mtp import MtpForCausalLM
+
+
+def left_out(policy: MtpForCausalLM) -> list[str]:
+    """A plain model predicts one token."""
+    heads = [f"heads 1 to {policy.config.horizon - 1}"] if policy.config.horizon > 1 else []
+    return heads if policy.value_head is None else [*heads, "the value head"]
+
+
+def save(policy: MtpForCausalLM, folder: Path) -> None:
+    """Write what any program that knows the trunk's architecture loads."""
+    policy.unwrap().save_pretrained(folder)
+
+
+@torch.no_grad()
+def check(policy: MtpForCausalLM, folder: Path) -> str:
+    """Load it as transformers does without us, and compare; says what was equal.
+
+    Raises:
+        UserError: something is not.
+    """
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    expected = policy.unwrap().state_dict()
+    require_same_weights(dict(expected), dict(plain.state_dict()), folder)
+    tokens = probe(policy)
+    logits = policy.causal_lm(input_ids=tokens, use_cache=False).logits
+    require_equal(logits, plain(input_ids=tokens, use_cache=False).logits, f"the logits of {folder}")
+    return f"{len(expected)} weights and the logits of head 0 are equal to the bit in {type(plain).__name__}"

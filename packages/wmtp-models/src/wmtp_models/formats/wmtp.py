@@ -1,0 +1,29 @@
+"""Our own format, all of a model: `MtpForCausalLM.from_pretrained` loads it."""
+
+from pathlib import Path
+
+from wmtp_models.formats.comparing import head_logits, require_equal, require_same_weights
+from wmtp_models.mtp import MtpForCausalLM
+
+
+def left_out(policy: MtpForCausalLM) -> list[str]:
+    """Nothing."""
+    return []
+
+
+def save(policy: MtpForCausalLM, folder: Path) -> None:
+    """Write it."""
+    policy.save_pretrained(folder)
+
+
+def check(policy: MtpForCausalLM, folder: Path) -> str:
+    """Read it back and compare; says what was equal.
+
+    Raises:
+        UserError: something is not.
+    """
+    again = MtpForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    expected = dict(policy.state_dict())
+    require_same_weights(expected, dict(again.state_dict()), folder)
+    require_equal(head_logits(policy), head_logits(again), f"the logits of {folder}")
+    return f"{len(expected)} weights and the logits of {policy.config.horizon} heads are equal to the bit"

@@ -1,0 +1,123 @@
+"""Self-speculative decoding: the heads draft, the trunk verifies (Gloeckle et al., arXiv 2404.19737, section 3.2)."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from wmtp_core import UserError
+from wmtp_models.decoder import decoder_parts
+from wmtp_models.generation.cache import RaggedCache
+from wmtp_models.generation.greedy import Greedy
+from wmtp_models.generation.result import Generation
+from wmtp_models.generation.rows import Row, context_length, open_rows
+from wmtp_models.generation.sampling import Sampler, Sampling
+from wmtp_models.mtp import MtpForCausalLM
+
+
+class Choice(Protocol):
+    """How tokens are chosen: greedily, or drawn."""
+
+    drafts: Tensor  # int64 [B, d], the last proposed
+    replays: int
+
+    def draft(self, logits: Tensor) -> None:
+        """Propose tokens from the later heads' logits, `[B, d, V]`."""
+
+    def verify(self, logits: Tensor, rows: list[Row]) -> tuple[Tensor, Tensor]:
+        """How many drafts each row keeps by head 0's logits, `[B, d + 1, V]`, and the token after them."""
+
+
+@torch.no_grad()
+def generate(
+    policy: MtpForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    eos_token_ids: Collection[int] = (),
+    sampling: Sampling | None = None,
+    speculate: bool = True,
+    exact: bool = True,
+    on_tokens: Callable[[int, list[int], bool], None] | None = None,
+) -> Generation:
+    """Go on from prompts, up to H tokens a forward.
+
+    A round is one forward over each row's last token and the H−1 drafts after it. Head 0 verifies the drafts, each row
+    keeps its own longest right prefix, and the later heads draft anew from where that ends. The caches of trunk and
+    heads forget what was not kept.
+
+    **Greedy** (no `sampling`): the tokens are those of transformers' `unwrap().generate(do_sample=False)` for each
+    prompt alone. In exact arithmetic that is so by construction. Forwards of different shapes round differently, so
+    every token whose two best logits are closer than rounding was ever seen to reach is settled by the plain model, on
+    a cache of its own that catches up, token by token, when it is needed. In float32 that is less than a token in a
+    thousand; in bfloat16 and float16 near-ties are frequent and eat up the gain, which `exact=False` saves by
+    trusting the verification, at the price of another token here and there.
+
+    **Sampling**: the tokens are distributed as the plain model's, see `verify_drafts`.
+
+    Args:
+        policy: in evaluation mode.
+        prompts: token ids of each row, of any lengths.
+        max_new_tokens: for each row, which also ends at the model's context.
+        eos_token_ids: tokens that end a row.
+        sampling: how to draw tokens; None is greedy.
+        speculate: False decodes plainly with the same cache, one token a forward, without the later heads.
+        exact: whether greedy near-ties are settled.
+        on_tokens: called with a row's number, its new tokens as soon as they stand, and whether it ends there.
+
+    Raises:
+        UserError: a prompt that is empty, fills the context or holds unknown tokens; no prompt, no token wanted; a
+            policy in training mode, or one whose positions depend on the length of the text (longrope).
+    """
+    _require_steady(policy)
+    live = open_rows(policy, prompts, max_new_tokens, eos_token_ids)
+    later_heads = policy.config.horizon - 1
+    result = Generation([row.tokens for row in live], [0] * later_heads, [0] * later_heads)
+    choice: Choice = Greedy(policy.causal_lm, exact) if sampling is None else Sampler(sampling, policy.device)
+    unembedding = decoder_parts(policy.causal_lm).unembedding
+    cache = RaggedCache(len(live), policy.device)
+    fed, lengths = _pad_left(live, policy.device)
+    choice.draft(torch.empty(len(live), 0, unembedding.out_features, device=policy.device))
+    while live:
+        attention_mask, position_ids = cache.extend(lengths, fed.shape[1])
+        # Drafts may reach beyond the context; such ones are never kept.
+        position_ids = position_ids.clamp(max=context_length(policy) - 1)
+        states = policy.decoding_states(fed, position_ids, attention_mask, cache.layers, all_heads=speculate)
+        result.count_forward(len(live))
+        drafts = choice.drafts.shape[1]
+        states = states[:, -1 - drafts :]  # [B, d + 1, H, D]
+        kept, following = choice.verify(unembedding(states[:, :, 0]).float(), live)  # [B], [B]
+        for row, drafted, n, token in zip(live, choice.drafts.tolist(), kept.tolist(), following.tolist(), strict=True):
+            new = row.add([*drafted[:n], token])
+            result.count_tokens(row, drafts, n, len(new))
+            if on_tokens is not None:
+                on_tokens(row.number, new, row.ended)
+        going = torch.tensor([b for b, row in enumerate(live) if not row.ended], device=policy.device)  # [R]
+        live = [row for row in live if not row.ended]
+        if live:
+            kept = kept[going]
+            cache.keep(going, drafts - kept)
+            choice.draft(unembedding(states[going, kept, 1:]).float())  # [R, H-1, V]
+            fed = torch.cat([following[going].unsqueeze(-1), choice.drafts], dim=-1)  # [R, H]
+            lengths = torch.full_like(going, fed.shape[1])
+    result.replays = choice.replays
+    return result
+
+
+def _require_steady(policy: MtpForCausalLM) -> None:
+    if policy.training:
+        raise UserError("the model is in training mode, where dropout changes its text: call its eval() first")
+    rope = getattr(policy.config.trunk, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        raise UserError(
+            "the model's rotary embeddings (longrope) change with the length of the text, so that drafts would change "
+            "it too: decode with unwrap().generate()"
+        )
+
+
+def _pad_left(rows: list[Row], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The prompts as one batch, int64 `[B, longest]`, and their lengths `[B]`."""
+    lengths = [row.prompt_length for row in rows]
+    padded = [[0] * (max(lengths) - row.prompt_length) + row.tokens for row in rows]
+    return torch.tensor(padded, device=device), torch.tensor(lengths, device=device)

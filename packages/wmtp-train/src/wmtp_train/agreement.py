@@ -1,0 +1,96 @@
+"""Before anything is written, every rank shows that it is about to train the same run as rank 0."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from wmtp_models import MtpForCausalLM, ReferenceModel
+from wmtp_train.checkpoint.saving import versions
+from wmtp_train.engine import read_deepspeed_config
+from wmtp_train.inputs import RunInputs
+from wmtp_train.processes import refuse_alike
+from wmtp_train.settings import Settings
+from wmtp_train.together import gather, together
+
+# Where a rank finds and keeps things, and how many processes help it. What these lead to is compared.
+_MAY_DIFFER: dict[str, Any] = {
+    "config": True,
+    "deepspeed_config": True,
+    "data": {"cache_dir": True, "workers": True, "tokenise_processes": True},
+}
+
+
+def require_agreement(mine: dict[str, Any]) -> None:
+    """Refuse the run unless every rank holds the same facts. Every rank must call it.
+
+    Args:
+        mine: a tree of dicts; what is no dict is compared by its value.
+
+    Raises:
+        UserError: as `refuse_alike` does; names the first rank that differs from rank 0, the fact, and both values.
+    """
+    first, *others = gather(_flat(mine))
+    for rank, theirs in enumerate(others, start=1):
+        for name in sorted(first.keys() | theirs.keys()):
+            ours, other = first.get(name, "nothing"), theirs.get(name, "nothing")
+            if ours != other:
+                refuse_alike(
+                    f"{name} is {other!r} on rank {rank} and {ours!r} on rank 0; start every process with the same "
+                    "command, files and packages"
+                )
+
+
+def require_same_settings(settings: Settings) -> None:
+    """Every rank has the settings, the DeepSpeed configuration and the package versions of rank 0.
+
+    Raises:
+        UserError: they differ, or a rank cannot read its DeepSpeed configuration.
+    """
+    config = together(
+        lambda: read_deepspeed_config(settings.deepspeed_config, dist.get_world_size()), "deepspeed_config"
+    )
+    require_agreement(
+        {
+            "settings": settings.model_dump(mode="json", exclude=_MAY_DIFFER),
+            "deepspeed_config": config,
+            "version": versions(),
+        }
+    )
+
+
+def require_same_inputs(
+    inputs: RunInputs, settings: Settings, policy: MtpForCausalLM, reference: ReferenceModel | None
+) -> None:
+    """Every rank has the data, the model configuration and the loaded weights of rank 0.
+
+    Weights that a seed made are not compared: processors differ in their last bits, and the engine starts every rank
+    from rank 0's. It does so with a sharded reference, too.
+
+    Raises:
+        UserError: they differ.
+    """
+    weights = {}
+    if settings.model.source is not None:
+        weights["policy"] = _weights(policy)
+    if reference is not None and not settings.reference.sharded:
+        weights["reference"] = _weights(reference)
+    data = {name: {"fingerprint": found.prepared.fingerprint} for name, found in inputs.sets().items()}
+    require_agreement({"data": data, "model": policy.config.to_dict(), "weights": weights})
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a tree of dicts by their dotted path."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves
+
+
+def _weights(model: nn.Module) -> dict[str, str]:
+    """Each parameter's shape, dtype and a hash of its bits, which takes as long as reading them."""
+    return {
+        name: f"{tuple(weight.shape)} {weight.dtype} {torch.hash_tensor(weight.detach()).item():016x}"
+        for name, weight in model.named_parameters()
+    }

@@ -1,0 +1,43 @@
+"""Texts that a model is to go on from, and what it makes of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerFast
+
+from wmtp_models import MtpForCausalLM, Sampling, generate
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """A prompt as the beginning of a document: with what the tokenizer puts before a text, and no EOS behind it."""
+    tokens: list[int] = tokenizer.encode(text)
+    return tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens
+
+
+def complete(
+    policy: MtpForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    stops: Sequence[str],
+    sampling: Sampling | None,
+    batch_size: int,
+) -> list[str]:
+    """What the model writes after each prompt, decoded by its heads, up to the first of the stops.
+
+    Args:
+        prompts: token ids, each shorter than the context.
+        max_new_tokens: for each.
+        stops: strings that end a text; they are cut off.
+        sampling: how to draw, with a seed of its own for each batch; None is greedy.
+        batch_size: how many prompts are decoded together.
+    """
+    ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    texts = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        draw = None if sampling is None else replace(sampling, seed=sampling.seed + start)
+        sequences = generate(policy, batch, max_new_tokens, eos_token_ids=ends, sampling=draw).sequences
+        new = [sequence[len(prompt) :] for sequence, prompt in zip(sequences, batch, strict=True)]
+        texts += tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))] for text in texts]

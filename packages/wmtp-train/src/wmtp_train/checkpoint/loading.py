@@ -1,0 +1,53 @@
+"""A checkpoint that was found whole, into the engine and the random generators."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from deepspeed.runtime.engine import DeepSpeedEngine
+
+from wmtp_core import UserError
+from wmtp_train.checkpoint.rng import reseed, restore_rng
+from wmtp_train.checkpoint.saving import versions
+from wmtp_train.checkpoint.universal import load_on_another_world
+
+
+def load_checkpoint(engine: DeepSpeedEngine, path: Path, expected: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Load weights, optimizer, schedule and random generators; returns the `state` that was saved, with "step".
+
+    With the number of processes that saved it, the run goes on to the bit. With another, every rank gets its share of
+    the same weights and moments, and its generators start from (seed, step, rank).
+
+    Args:
+        path: a checkpoint that `newest_whole_checkpoint` has found.
+        expected: what of that state has to be as it was.
+
+    Raises:
+        UserError: `path` is a checkpoint of another run or ZeRO stage.
+    """
+    about: dict[str, Any] = json.loads((path / "run.json").read_text())
+    for name, value in {"stage": engine.zero_optimization_stage(), **expected}.items():
+        if about[name] != value:
+            raise UserError(
+                f"checkpoint {path}: saved with {name} {about[name]}, this run has {value}; "
+                "start it alike, or choose another output_dir"
+            )
+    _tell_of_other_versions(path, about["versions"])
+    same_world = about["world_size"] == dist.get_world_size()
+    if same_world or about["stage"] == 0:  # at stage 0 every rank loads everything
+        engine.load_checkpoint(str(path.parent), tag=path.name)
+    else:
+        load_on_another_world(engine, path)
+    if same_world:
+        restore_rng(path)
+    else:
+        reseed(seed, about["step"])
+    return about
+
+
+def _tell_of_other_versions(path: Path, saved: dict[str, str]) -> None:
+    changed = [f"{name} {saved.get(name)} → {now}" for name, now in versions().items() if saved.get(name) != now]
+    if changed and dist.get_rank() == 0:
+        print(f"warning: checkpoint {path} was saved by other versions: {', '.join(changed)}", file=sys.stderr)

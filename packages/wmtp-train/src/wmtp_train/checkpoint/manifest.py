@@ -1,0 +1,114 @@
+"""Size and SHA-256 of every file of a checkpoint, and the newest checkpoint whose files still have them.
+
+The ranks share the reading: rank r of R takes the files r, r + R, … and all know what any of them found.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from wmtp_core import UserError
+from wmtp_train.checkpoint.folder import complete_checkpoints, set_aside
+from wmtp_train.durable import sync, write_json
+from wmtp_train.together import describe, from_rank_0, gather, on_rank_0, together
+
+_NAME = "manifest.json"
+
+
+def write_manifest(folder: Path) -> None:
+    """Describe every file in `folder`, each on the disk by then. Every rank must call it, when all have written."""
+    names = from_rank_0(sorted(_files(folder)))
+    what = f"checkpoint {folder} cannot be saved"
+    described = together(lambda: {name: _describe_file(folder / name) for name in _share(names)}, what)
+    files = {name: about for shares in gather(described) for name, about in shares.items()}
+    on_rank_0(lambda: write_json(folder / _NAME, files), what)
+
+
+def newest_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is as it was saved; None where there is none at all. Every rank must call it.
+
+    A newer one that is damaged is named on stderr and set aside as `step_….damaged`.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged; they stay as they are.
+    """
+    damaged: list[Path] = []
+    flaw = ""
+    for path in reversed(from_rank_0(complete_checkpoints(folder))):
+        flaw = find_flaw(path)
+        if not flaw:
+            for other in damaged:
+                on_rank_0(lambda other=other: set_aside(other), f"checkpoint {other} cannot be set aside")  # type: ignore[misc]
+            return path
+        damaged.append(path)
+        if dist.get_rank() == 0:
+            print(f"warning: checkpoint {path} is damaged: {flaw}; looking for the one before", file=sys.stderr)
+    if damaged:
+        on_rank_0(lambda: _refuse(damaged, flaw), "")
+    return None
+
+
+def find_flaw(folder: Path) -> str:
+    """What is not as it was saved, the same on every rank; empty if nothing. Every rank must call it."""
+    files = from_rank_0(_read_manifest(folder) if dist.get_rank() == 0 else None)
+    if isinstance(files, str):
+        return files
+    flaws = [_flaw_of_file(folder / name, files[name]) for name in _share(sorted(files))]
+    return "; ".join(flaw for share in gather([flaw for flaw in flaws if flaw]) for flaw in share)
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {_NAME}
+
+
+def _share(names: list[str]) -> list[str]:
+    return names[dist.get_rank() :: dist.get_world_size()]
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    sync(path)
+    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | str:
+    """What the manifest says of each file, or what is wrong with it."""
+    try:
+        files = json.loads((folder / _NAME).read_bytes())
+    except FileNotFoundError:
+        return f"{_NAME} is missing, so this is not a checkpoint"
+    except OSError as error:
+        return f"{_NAME} cannot be read ({describe(error)})"
+    except ValueError:  # of JSON and of UTF-8
+        return f"{_NAME} is broken"
+    described = isinstance(files, dict) and all(
+        isinstance(about, dict) and about.keys() == {"bytes", "sha256"} for about in files.values()
+    )
+    return files if described and "run.json" in files else f"{_NAME} is broken"
+
+
+def _flaw_of_file(path: Path, saved: dict[str, Any]) -> str:
+    try:
+        size = path.stat().st_size
+        if size != saved["bytes"]:
+            return f"{path.name} has {size} bytes, {saved['bytes']} were saved"
+        return "" if _digest(path) == saved["sha256"] else f"{path.name} has another content than was saved"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} cannot be read ({describe(error)})"
+
+
+def _refuse(damaged: list[Path], flaw: str) -> None:
+    raise UserError(
+        f"checkpoint {damaged[-1]}: {flaw}; none of the {len(damaged)} in the folder is whole: "
+        "restore one from a copy, or remove them and start again"
+    )

@@ -1,0 +1,105 @@
+"""Trains runs on one, two and four ranks: `split_runs.py FOLDER`.
+
+`FOLDER/runs.json` lists the settings of every run by name and, before it, by the number of its ranks. For each number
+that many processes are forked, which train all of its runs one after the other; importing everything that training
+needs takes longer than the runs. `FOLDER/NAME.pt` then holds what a run saw and became.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Iterable
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.models.llama import modeling_llama  # noqa: F401 (here, so that no fork has to)
+
+from wmtp_train.algorithms import trainer_class
+from wmtp_train.monitor import Monitor
+from wmtp_train.objective import MicroBatchLoss
+from wmtp_train.processes import start_processes
+from wmtp_train.settings import Settings
+from wmtp_train.statistics import IntervalStatistics
+
+
+def train(settings: Settings) -> dict[str, Any]:
+    """Train by the whole product; the figures of every step, the final weights, and row by row what was selected."""
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    figures: list[dict[str, float]] = []
+    add = IntervalStatistics.add
+
+    def witness(statistics: IntervalStatistics, loss: MicroBatchLoss) -> None:
+        seen.append((loss.signals.row_ids, loss.signals.valid, loss.weights != 0))
+        add(statistics, loss)
+
+    def read(monitor: Monitor, values: dict[str, float], step: int) -> None:
+        if "train/loss" in values:
+            figures.append(values)
+
+    IntervalStatistics.add, Monitor.write = witness, read
+    trainer_class(settings.algo)(settings).train()
+    IntervalStatistics.add = add
+    mine = [torch.stack(micro_batches) for micro_batches in zip(*seen, strict=True)]
+    ranks: list[list[Tensor]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(ranks, mine)
+    # In the order in which rows are dealt: [micro-batches, ranks, m, …] → [rows of all steps, …]
+    rows = [torch.stack(parts, dim=1).flatten(0, 2) for parts in zip(*ranks, strict=True)]
+    weights = load_file(settings.output_dir / "model/model.safetensors")
+    return {**dict(zip(("row_ids", "valid", "selected"), rows, strict=True)), "figures": figures, "weights": weights}
+
+
+def be_rank(folder: Path, runs: dict[str, Any], rank: int, world: int, port: int) -> None:
+    """Train the runs one after the other as this rank of so many."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    start_processes()
+    for name, settings in runs.items():
+        found = train(Settings(**settings))
+        if rank == 0:
+            torch.save(found, folder / f"{name}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for free in sockets:
+        free.bind(("127.0.0.1", 0))
+    ports = [free.getsockname()[1] for free in sockets]
+    for free in sockets:
+        free.close()
+    return ports
+
+
+def wait_for(processes: Iterable[multiprocessing.process.BaseProcess]) -> int:
+    """0 once all have ended well; 1 as soon as one has not, and then all have ended."""
+    alive = {process.sentinel: process for process in processes}
+    while alive:
+        ended = [alive.pop(sentinel) for sentinel in connection.wait(list(alive))]
+        if any(process.exitcode for process in ended):
+            for process in alive.values():
+                process.kill()
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    runs = {int(world): of_world for world, of_world in json.loads((folder / "runs.json").read_text()).items()}
+    fork = multiprocessing.get_context("fork")
+    ranks = [
+        fork.Process(target=be_rank, args=(folder, runs[world], rank, world, port))
+        for world, port in zip(runs, free_ports(len(runs)), strict=True)
+        for rank in range(world)
+    ]
+    for process in ranks:
+        process.start()
+    sys.exit(wait_for(ranks))

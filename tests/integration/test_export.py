@@ -1,0 +1,142 @@
+"""launch/export.py from the model folder that training writes: what is there afterwards, and what is printed."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from wmtp_core import UserError
+from wmtp_models import build_policy, load_policy, load_tokenizer, load_wmtp
+from wmtp_models.formats import hf
+
+ROOT = Path(__file__).parents[2]
+TOKENS = torch.arange(20).view(2, 10)
+
+
+@pytest.fixture
+def models(tiny_home: Path, tmp_path: Path, tiny_llama: dict[str, object]) -> Callable[..., Path]:
+    """A folder as training writes it: a policy of a head kind with its tokenizer."""
+
+    def make(head_kind: str, with_tokenizer: bool = True, **options: object) -> Path:
+        folder = tmp_path / head_kind
+        tokenizer = load_tokenizer(tiny_home / "tokenizer")
+        policy = build_policy(tiny_llama, len(tokenizer), 3, head_kind=head_kind, **options)
+        torch.manual_seed(5)
+        for parameter in policy.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        policy.save_pretrained(folder)
+        if with_tokenizer:
+            tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the script in this process: what it printed."""
+    specification = importlib.util.spec_from_file_location("export_script", ROOT / "launch" / "export.py")
+    assert specification is not None
+    assert specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+
+    def run(model: Path, form: str, output: Path) -> str:
+        arguments = ["export.py", "--model", str(model), "--format", form, "--output", str(output)]
+        monkeypatch.setattr("sys.argv", arguments)
+        capsys.readouterr()
+        script.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_hf_from_the_shell(models: Callable[..., Path], tmp_path: Path, call: Callable[..., object]) -> None:
+    folder = models("layer", value_head=True)
+    done = call("launch/export.py", "--model", folder, "--format", "hf", "--output", tmp_path / "plain")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3), done.stderr
+    assert f"{tmp_path}/plain: read back, " in done.stdout
+    assert "the logits of head 0 are equal to the bit in LlamaForCausalLM" in done.stdout
+    assert "no place for it: heads 1 to 2" in done.stdout
+    assert "no place for it: the value head" in done.stdout
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert torch.equal(plain(TOKENS).logits, load_policy(folder, 3).unwrap()(TOKENS).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path / "plain").eos_token == "<eos>"
+
+
+def test_consolidated_and_on_to_wmtp_is_where_one_began(models, export, tmp_path: Path) -> None:
+    folder = models("layer")
+    assert "the logits of 3 heads are equal to the bit" in export(folder, "consolidated", tmp_path / "published")
+    export(tmp_path / "published", "wmtp", tmp_path / "again")
+    before, after = load_wmtp(folder).state_dict(), load_wmtp(tmp_path / "again").state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert load_tokenizer(tmp_path / "again").get_vocab() == load_tokenizer(folder).get_vocab()
+
+
+def test_medusa(models, export, tmp_path: Path) -> None:
+    for kind in ("mlp", "linear"):
+        printed = export(models(kind), "medusa", tmp_path / f"{kind}-medusa")
+        assert "the logits of heads 1 to 2, computed as vLLM does" in printed
+        assert "no place for it: the trunk and head 0" in printed
+        assert json.loads((tmp_path / f"{kind}-medusa" / "config.json").read_text())["num_heads"] == 2
+
+
+def test_a_model_without_tokenizer_says_so(models, export, tmp_path: Path) -> None:
+    folder = models("layer", with_tokenizer=False)
+    assert f"no tokenizer in {folder}, so there is none in {tmp_path}/out" in export(folder, "wmtp", tmp_path / "out")
+
+
+def test_a_format_that_cannot_hold_the_heads_leaves_nothing(models, export, tmp_path: Path) -> None:
+    for kind, form in (("layer", "medusa"), ("mlp", "consolidated"), ("linear", "consolidated")):
+        with pytest.raises(UserError, match=rf"{form} holds .*: export to wmtp"):
+            export(models(kind), form, tmp_path / "out" / kind)
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_export_that_reads_back_otherwise_leaves_nothing(
+    models, export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = hf.save
+
+    def save(policy, folder):
+        with torch.no_grad():
+            weight = policy.causal_lm.model.norm.weight
+            weight[0] += 1
+            real(policy, folder)
+            weight[0] -= 1
+
+    monkeypatch.setattr(hf, "save", save)
+    folder = models("layer")
+    with pytest.raises(UserError, match=r"norm.weight in .* differ .*nothing was kept"):
+        export(folder, "hf", tmp_path / "out" / "plain")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_nothing_is_written_over(models, export, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(UserError, match=r"mine exists already: choose another folder"):
+        export(models("layer"), "hf", tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_plain_model_has_nothing_to_export(export, tiny_home: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a plain llama without heads: give a folder that training wrote"):
+        export(tiny_home / "reference", "hf", tmp_path / "out")
+
+
+def test_an_output_that_cannot_be_written(models, export, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output .*/file/out cannot be written"):
+        export(models("layer"), "hf", tmp_path / "file" / "out")
+
+
+def test_an_unknown_format_is_refused_in_one_line(export, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"command line: .*invalid choice: 'onnx'") as caught:
+        export(tmp_path, "onnx", tmp_path / "out")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,180 @@
+"""`launch/generate.py`: text on stdout, figures on stderr, errors in one line."""
+
+import io
+import re
+import sys
+from collections.abc import Callable
+from importlib import util
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from wmtp_models import MtpForCausalLM, build_policy, load_causal_lm, load_tokenizer
+from wmtp_train.processes import run
+
+SCRIPT = Path(__file__).parents[2] / "launch/generate.py"
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def save_policy(tiny_home: Path, tiny_llama: dict, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Saves a policy of random weights, large enough that its text is no single token, with its tokenizer."""
+
+    def save(head_kind: str) -> Path:
+        folder = tmp_path_factory.mktemp("model")
+        tokenizer = AutoTokenizer.from_pretrained(tiny_home / "tokenizer")
+        config = {**tiny_llama, "initializer_range": 0.3, "tie_word_embeddings": False}
+        build_policy(config, len(tokenizer), horizon=3, head_kind=head_kind).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def model(save_policy: Callable[[str], Path]) -> Path:
+    """Of the default kind of heads."""
+    return save_policy("layer")
+
+
+@pytest.fixture
+def generate(model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """Runs the script in this process: exit code, stdout, stderr."""
+    spec = util.spec_from_file_location("launch_generate", SCRIPT)
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def call(*arguments: object, source: Path = model, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["generate.py", "--model", str(source), *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = 0
+        try:
+            run(module.main)
+        except SystemExit as end:
+            code = int(end.code)
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def plain_text(model: Path, prompt: str, tokens: int) -> str:
+    """What transformers makes of a prompt alone."""
+    tokenizer = load_tokenizer(model)
+    input_ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    plain = load_causal_lm(model).eval()
+    row = plain.generate(
+        input_ids, do_sample=False, max_new_tokens=tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
+    )
+    return prompt + tokenizer.decode(row[0, input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_greedy_text_of_one_prompt(generate: Call, model: Path) -> None:
+    code, text, figures = generate("--prompt", "def f(", "--max-new-tokens", 20)
+    assert code == 0
+    assert text == plain_text(model, "def f(", 20) + "\n"
+    assert re.fullmatch(r"20 tokens, \d\.\d\d a forward; drafts kept: head 1 \d+%, head 2 \d+%\n", figures)
+
+
+@pytest.mark.parametrize("head_kind", ["mlp", "linear"])
+def test_heads_of_other_kinds(head_kind: str, generate: Call, save_policy: Callable[[str], Path]) -> None:
+    folder = save_policy(head_kind)
+    code, text, figures = generate("--prompt", "def f(", "--max-new-tokens", 20, source=folder)
+    assert code == 0
+    assert text == plain_text(folder, "def f(", 20) + "\n"
+    assert "drafts kept: head 1" in figures
+
+
+@pytest.mark.parametrize("by", ["file", "stdin"])
+def test_a_batch_is_printed_in_order(by: str, generate: Call, model: Path, tmp_path: Path) -> None:
+    prompts = ["def f(", "return é", "a"]
+    lines = "\n".join(prompts)
+    (tmp_path / "prompts.txt").write_text(lines)
+    source = ("--prompts", tmp_path / "prompts.txt") if by == "file" else ()
+    code, text, _ = generate(*source, "--max-new-tokens", 12, stdin="" if by == "file" else lines + "\n")
+    assert code == 0
+    assert text == "".join(plain_text(model, prompt, 12) + "\n" for prompt in prompts)
+
+
+def test_text_is_printed_as_it_comes(generate: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda text, **_: pieces.append(text))
+    assert generate("--prompt", "def f(", "--max-new-tokens", 20)[0] == 0
+    assert pieces[0].startswith("def f(")
+    assert len([piece for piece in pieces[:-1] if piece]) > 5
+
+
+def test_samples_depend_on_the_seed_alone(generate: Call) -> None:
+    def text(*arguments: object) -> str:
+        code, text, _ = generate("--prompt", "def f(", "--max-new-tokens", 12, *arguments)
+        assert code == 0
+        return text
+
+    first = text("--temperature", 0.9, "--top-k", 50, "--top-p", 0.95, "--seed", 1)
+    assert first == text("--temperature", 0.9, "--top-k", 50, "--top-p", 0.95, "--seed", 1)
+    assert first != text("--temperature", 0.9, "--top-k", 50, "--top-p", 0.95, "--seed", 2)
+    assert text("--top-k", 1) == text()
+
+
+def test_compare_times_both_ways(generate: Call) -> None:
+    code, _, figures = generate("--prompt", "def f(", "--max-new-tokens", 20, "--compare")
+    assert code == 0
+    found = re.search(r"with the heads ([\d.]+) tokens/s, plainly ([\d.]+) tokens/s: ratio ([\d.]+)", figures)
+    heads, plain, ratio = map(float, found.groups())
+    assert heads / plain == pytest.approx(ratio, abs=0.02)
+    assert figures.endswith("each, in turns); the same text\n")
+
+
+def test_half_precision_settles_near_ties_unless_told_not_to(generate: Call) -> None:
+    assert "settled near-ties" in generate("--prompt", "def f(", "--dtype", "bfloat16", "--max-new-tokens", 40)[2]
+    loose = generate("--prompt", "def f(", "--dtype", "bfloat16", "--max-new-tokens", 40, "--no-exact")
+    assert loose[0] == 0
+    assert "settled" not in loose[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "said"),
+    [
+        (["--prompt", ""], "", "prompt 0 is empty: give it at least one token to go on from"),
+        ([], "a\n\nb\n", "prompt 1 is empty"),
+        ([], "", "there is no prompt: give at least one"),
+        (
+            ["--prompt", "xyz " * 80],
+            "",
+            r"prompt 0 has \d+ tokens, and the model's context is 64.*: shorten the prompt",
+        ),
+        (["--prompt", "a", "--max-new-tokens", "0"], "", "max_new_tokens is 0: it must be at least 1"),
+        (["--prompt", "a", "--temperature", "0"], "", "temperature is 0.0: it must be above 0"),
+        (["--prompt", "a", "--max-new-tokens", "x"], "", "command line: argument --max-new-tokens: invalid int value"),
+        (["--promt", "a"], "", "command line: unrecognized arguments: --promt a; --help lists the options"),
+        (["--prompts", "absent.txt"], "", r"prompts from absent.txt: .*No such file.*; give a file of UTF-8 text"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], stdin: str, said: str, generate: Call) -> None:
+    code, text, error = generate(*arguments, stdin=stdin)
+    assert code == 2
+    assert text == ""
+    assert re.match(f"error: {said}", error)
+    assert error.count("\n") == 1
+
+
+def test_a_model_without_tokenizer_or_heads_is_refused(generate: Call, model: Path, tmp_path: Path) -> None:
+    MtpForCausalLM.from_pretrained(model).save_pretrained(tmp_path / "bare")
+    code, _, error = generate("--prompt", "a", source=tmp_path / "bare")
+    assert code == 2
+    assert error == f"error: no tokenizer in {tmp_path / 'bare'}: put one there with save_pretrained\n"
+    load_causal_lm(model, torch.float32).save_pretrained(tmp_path / "plain")
+    code, _, error = generate("--prompt", "a", source=tmp_path / "plain")
+    assert code == 2
+    assert error.startswith(f"error: {tmp_path / 'plain'} is a plain llama without heads")
+    code, _, error = generate("--prompt", "a", source=tmp_path / "absent")
+    assert (code, error) == (2, f"error: there is no folder {tmp_path / 'absent'}: check the path\n")
+
+
+@pytest.mark.slow
+def test_a_person_calls_it(call: Callable, model: Path) -> None:
+    done = call("launch/generate.py", "--model", model, "--prompt", "def f(", "--max-new-tokens", 12)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == plain_text(model, "def f(", 12) + "\n"
+    assert done.stderr.count("\n") == 1, "the figures and nothing else"

@@ -1,0 +1,36 @@
+from typing import Any
+
+from experimenting.analysis import Analysis
+from experimenting.conclusions import conclusions
+
+
+def test_words_follow_the_intervals(make_results: Any) -> None:
+    found = conclusions(Analysis(make_results(also_compare=[("rho1-k0.6", "next-token")])))
+    assert found[0] == (
+        "At equal tokens, next-token loss on clean held-out text against mtp-baseline: "
+        "better: rho1-k0.6 (−0.200 [−0.225, −0.175]); worse: none; no difference seen: next-token."
+    )
+    assert found[1].startswith("At equal FLOP, ")
+    assert "better: rho1-k0.6 (−0.500 [" in found[1]
+    assert found[3] == (
+        "rho1-k0.6 against next-token, the same loss: no difference seen at equal tokens (−0.200 [−0.437, +0.037]), "
+        "worse at equal FLOP (+0.388 [+0.153, +0.622]), worse at equal time (+0.300 [+0.052, +0.548])."
+    )
+    assert "rho1-k0.6 0.89 ± 0.04, next-token not in 1 of 3 seeds." in found[4]
+    # More accepted drafts are better, and the second arm was given 0.1 less.
+    assert found[5].startswith("Accepted drafts per forward, greedy (the baseline's: 1.503 ± ")
+    assert "worse: rho1-k0.6 (−0.107 [" in found[5]
+    assert "took 1.00 times the FLOP of one run of mtp-baseline" in found[-2]
+    assert found[-1] == "Before the first step, arms of one seed do not differ in the last digit in that loss."
+
+
+def test_a_worse_arm_is_called_so(make_results: Any) -> None:
+    curves = {"base": [[7, 5, 4, 3.0], [7, 5, 4, 3.1]], "bad": [[7, 5, 4, 3.5], [7, 5, 4, 3.61]]}
+    found = conclusions(Analysis(make_results(curves)))
+    assert "better: none; worse: bad (+0.505 [+0.441, +0.569]); no difference seen: none." in found[0]
+    assert "bad not in 2 of 2 seeds" in found[3]
+
+
+def test_one_seed_gives_no_conclusion(make_results: Any) -> None:
+    found = conclusions(Analysis(make_results({"a": [[7, 5, 4, 3]], "b": [[7, 5, 4, 1]]})))
+    assert found == ["One seed alone shows no difference: there is no interval, and no conclusion."]

@@ -1,0 +1,127 @@
+"""What the ranks of a test do with engines and checkpoints; each function is a job for `forked.on_ranks`."""
+
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed import zero
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from torch import Tensor
+
+from wmtp_models import build_policy
+from wmtp_train.checkpoint import held_by_this_run, load_checkpoint, newest_whole_checkpoint, save_checkpoint
+from wmtp_train.engine import build_engine
+from wmtp_train.settings import OptimizerSettings
+
+ROWS = 4  # of a step, over all ranks
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}  # to files, as Python's audit names them
+
+
+def make_engine(model: dict[str, Any], stage: int, world: int, seed: int = 0) -> DeepSpeedEngine:
+    policy = build_policy(model, vocab_size=50, horizon=2, value_head=False, seed=seed)
+    config = {"train_batch_size": ROWS, "train_micro_batch_size_per_gpu": ROWS // world}
+    config |= {"gradient_accumulation_steps": 1, "gradient_clipping": 0.0, "zero_optimization": {"stage": stage}}
+    return build_engine(policy, config, OptimizerSettings(learning_rate=1e-3, warmup_steps=2), steps=10)
+
+
+def learn(engine: DeepSpeedEngine, rank: int, first: int, last: int) -> None:
+    """Steps first … last − 1: each on rows of its own, dealt to the ranks in order."""
+    for step in range(first, last):
+        rows = torch.randint(50, (ROWS, 16), generator=torch.Generator().manual_seed(step))
+        mine = rows.chunk(dist.get_world_size())[rank]
+        engine.backward(engine(mine).ce.mean())
+        engine.step()
+
+
+def state_of(engine: DeepSpeedEngine) -> dict[str, Tensor]:
+    """Every weight, and where ZeRO splits them, both moments; whole."""
+    stage = engine.zero_optimization_stage()
+    state = {}
+    if stage in (1, 2):  # DeepSpeed links the moments once, when only the first group has had its step
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    for name, parameter in engine.module.named_parameters():
+        with zero.GatheredParameters([parameter], enabled=stage == 3):
+            state[name] = parameter.detach().clone()
+        if stage:
+            state[f"{name}/fp32"] = safe_get_full_fp32_param(parameter).clone()
+        for moment in ("exp_avg", "exp_avg_sq"):
+            state[f"{name}/{moment}"] = (
+                safe_get_full_optimizer_state(parameter, moment) if stage else engine.optimizer.state[parameter][moment]
+            ).clone()
+    return state
+
+
+def save_after(rank: int, model: dict[str, Any], stage: int, folder: Path) -> Any:
+    """Two steps, a checkpoint, two more: the state then, and at the end."""
+    engine = make_engine(model, stage, dist.get_world_size())
+    learn(engine, rank, 0, 2)
+    save_checkpoint(engine, folder, 2, {}, keep=2)
+    saved = state_of(engine)
+    learn(engine, rank, 2, 4)
+    return saved, state_of(engine), engine.get_lr()
+
+
+def go_on(rank: int, model: dict[str, Any], stage: int, folder: Path) -> Any:
+    """The newest checkpoint, in an engine that began elsewhere, and two more steps; then what was drawn."""
+    engine = make_engine(model, stage, dist.get_world_size(), seed=1)
+    path = newest_whole_checkpoint(folder)
+    load_checkpoint(engine, path, {}, seed=7)
+    drawn = torch.rand(3)
+    loaded = state_of(engine)
+    learn(engine, rank, 2, 4)
+    return loaded, state_of(engine), engine.get_lr(), path.name, drawn
+
+
+def die_while_saving(rank: int, model: dict[str, Any], folder: Path, change: int, who: int = 0) -> int:
+    """A checkpoint of step 2, and one of step 4 in which SIGKILL comes before rank `who`'s n-th change to a file.
+
+    Returns:
+        How many changes there were, where they are fewer than n.
+    """
+    engine = make_engine(model, 1, dist.get_world_size())
+    learn(engine, rank, 0, 2)
+    save_checkpoint(engine, folder, 2, {}, keep=1)
+    learn(engine, rank, 2, 4)
+    seen = 0
+
+    def count(event: str, arguments: Any) -> None:
+        nonlocal seen
+        changes = event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        if changes and str(arguments[0]).startswith(str(folder)):
+            seen += 1
+            if seen == change and rank == who:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    save_checkpoint(engine, folder, 4, {}, keep=1)
+    return seen
+
+
+def save_on_a_small_disk(rank: int, model: dict[str, Any], folder: Path, limited: int) -> None:
+    """A checkpoint of step 2, and one of step 4 for which rank `limited` may write no more than 20 kB to a file."""
+    engine = make_engine(model, 1, dist.get_world_size())
+    learn(engine, rank, 0, 2)
+    save_checkpoint(engine, folder, 2, {}, keep=1)
+    learn(engine, rank, 2, 4)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if rank == limited:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # Python ignores the signal that goes with it
+    try:
+        save_checkpoint(engine, folder, 4, {}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def hold(rank: int, folder: Path, killed: bool = False) -> str:
+    """Hold the folder as a run does, which may end in SIGKILL."""
+    with held_by_this_run(folder):
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "held"

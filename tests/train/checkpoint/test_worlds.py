@@ -1,0 +1,32 @@
+"""Resume with another number of processes, at every ZeRO stage: the state to the bit, and what follows to rounding.
+
+With as many processes: test_loading.py, and the runs of test_trainer_worlds.py.
+"""
+
+import pytest
+import torch
+from forked import on_ranks
+from jobs import go_on, save_after
+
+pytestmark = pytest.mark.slow
+
+
+def differences(one, other):
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 2)])
+def test_another_number_of_processes_goes_on_where_the_first_stopped(tiny_llama, tmp_path, stage, before, after):
+    saved, unbroken, rate = on_ranks(tmp_path, before, save_after, tiny_llama, stage, tmp_path / "c")[0]
+    results = on_ranks(tmp_path, after, go_on, tiny_llama, stage, tmp_path / "c")
+    for loaded, end, rate_at_end, _, _ in results:
+        assert differences(loaded, saved) == []
+        assert rate_at_end == rate
+        for name, value in end.items():
+            torch.testing.assert_close(value, unbroken[name], rtol=0, atol=1e-6, msg=name)
+    assert differences(saved, unbroken)
+    draws = [drawn for *_, drawn in results]
+    assert len({tuple(drawn.tolist()) for drawn in draws}) == after
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["step_00000002"]

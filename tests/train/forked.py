@@ -1,0 +1,68 @@
+"""Jobs for several ranks at once, each in a process that is forked from one that has imported everything before."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from wmtp_core import UserError
+from wmtp_train.processes import start_processes
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["wmtp_train.algorithms"])
+
+
+def on_ranks(folder: Path, world: int, job: Callable[..., Any], *arguments: Any, exits: Any = None) -> list[Any]:
+    """What `job(rank, *arguments)` returned on each of `world` ranks, or the text of the `UserError` that ended it.
+
+    Args:
+        folder: where results are left.
+        job: a function of a module, with picklable arguments.
+        exits: the exit codes of the ranks, by default 0; only ranks that end so have a result.
+    """
+    exits = exits or [0] * world
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files = [folder / f"result_{rank}.pt" for rank in range(world)]
+    ranks = [
+        _CONTEXT.Process(target=_be_rank, args=(rank, world, port, file, job, arguments))
+        for rank, file in enumerate(files)
+    ]
+    try:
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(120)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.exitcode for rank in ranks] == exits
+    return [torch.load(file, weights_only=False) for file, code in zip(files, exits, strict=True) if code == 0]
+
+
+def _be_rank(rank: int, world: int, port: int, file: Path, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    address = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in address.items()})
+    try:
+        start_processes()
+        try:
+            result = job(rank, *arguments)
+        except UserError as error:
+            result = str(error)
+        except SystemExit as end:
+            result = end.code
+        torch.save(result, file)
+        dist.barrier()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)  # no orderly end: a thread of gloo's may not outlive it

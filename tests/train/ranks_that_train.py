@@ -1,0 +1,28 @@
+"""A run of a trainer on several ranks; a job for `forked.on_ranks`."""
+
+import os
+import signal
+from typing import Any
+
+from wmtp_train.algorithms import TRAINERS
+from wmtp_train.settings import Settings
+
+
+def train(rank: int, settings: Settings, die_after: int | None = None) -> Any:
+    """A run of a trainer, which may end in SIGKILL after a step; its figures, and this rank's rows of each step."""
+    trainer = TRAINERS[settings.algo](settings)
+    rows: dict[int, list[int]] = {}
+    loss, train_step = trainer.objective.loss, trainer.train_step
+
+    def seeing(batch: Any, step: int, counts: Any) -> Any:
+        rows.setdefault(step, []).extend(batch.row_ids.tolist())
+        return loss(batch, step, counts)
+
+    def dying() -> None:
+        train_step()
+        if trainer.step == die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    object.__setattr__(trainer.objective, "loss", seeing)
+    trainer.train_step = dying  # type: ignore[method-assign]
+    return trainer.train(), rows

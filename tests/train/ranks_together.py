@@ -1,0 +1,25 @@
+"""Ranks that fail at work that they do together; a job for `forked.on_ranks`."""
+
+import errno
+import os
+
+from wmtp_core import UserError
+from wmtp_train.together import on_rank_0, together
+
+FAILURES = {  # ranks that fail → what rank 0 says
+    (0,): "it fails: file 0: no space left on device; mend it",
+    (1,): "rank 1: it fails: file 1: no space left on device; mend it",
+    (0, 1): "it fails: file 0: no space left on device; mend it",
+}
+
+
+def fail(rank: int, failing: tuple[int, ...]) -> None:
+    def work() -> None:
+        if rank in failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"file {rank}")
+
+    def refuse() -> None:
+        raise UserError("rank 0 is not reached when all is well")
+
+    together(work, "it fails", "mend it")
+    on_rank_0(refuse, "")

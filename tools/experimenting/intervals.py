@@ -1,0 +1,58 @@
+"""Student's t intervals over seeds, and what may be said of them."""
+
+from collections.abc import Sequence
+from functools import cache
+from math import inf, sqrt
+from statistics import mean, stdev
+from typing import NamedTuple
+
+import mpmath
+
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean over `n` seeds and its 95 % confidence interval, without ends where there is one seed alone."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there were seeds enough for an interval."""
+        return self.n > 1
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """Mean ± t · s / √n, the two-sided 95 % interval of a normal mean of unknown variance.
+
+    Args:
+        values: one per seed; differences of two arms seed by seed make a paired comparison.
+    """
+    n, middle = len(values), mean(values)
+    half = inf if n < 2 else t_quantile(n - 1) * stdev(values) / sqrt(n)
+    return Interval(middle, middle - half, middle + half, n)
+
+
+@cache
+def t_quantile(degrees: int) -> float:
+    """The t that a Student variable exceeds in absolute value with probability 1 − `CONFIDENCE`.
+
+    With x = n / (n + t²), that probability is the regularised incomplete beta function I_x(n/2, 1/2)
+    (Abramowitz & Stegun 26.7.1).
+    """
+
+    def excess(x: mpmath.mpf) -> mpmath.mpf:
+        return mpmath.betainc(degrees / 2, 0.5, 0, x, regularized=True) - (1 - CONFIDENCE)
+
+    x = mpmath.findroot(excess, (mpmath.mpf("1e-6"), 1 - mpmath.mpf("1e-6")), solver="anderson")
+    return float(mpmath.sqrt(degrees * (1 - x) / x))
+
+
+def verdict(difference: Interval, smaller_is_better: bool = True) -> str:
+    """What a paired difference shows: "better", "worse" or "no difference seen"."""
+    if difference.low <= 0 <= difference.high:
+        return "no difference seen"
+    return "better" if (difference.high < 0) == smaller_is_better else "worse"

@@ -1,0 +1,183 @@
+"""The plan of an experiment: its arms, its seeds, and what all of them share."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wmtp_core import UserError
+
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+REFERENCE = "reference"
+"""What the reference's run is called among the costs."""
+
+
+class CorpusPlan(BaseModel):
+    """What tools/build_corpus.py and tools/train_tokenizer.py are told."""
+
+    model_config = _STRICT
+
+    source: Literal["installed", "wheels"] = "installed"
+    limit_bytes: int | None = Field(None, ge=1)
+    """About how many bytes of training text; by default all there are."""
+    seed: int = 0
+    """Of the noise."""
+    vocabulary: int = Field(ge=257)
+    """Tokens of the tokenizer, which learns from the clean text of the reference."""
+
+
+class DecodingPlan(BaseModel):
+    """How accepted drafts are counted, with `wmtp_models.generate` on clean held-out text."""
+
+    model_config = _STRICT
+
+    prompts: int = Field(ge=1)
+    prompt_tokens: int = Field(ge=1)
+    new_tokens: int = Field(ge=2)
+    """Per prompt."""
+
+
+class Plan(BaseModel):
+    """A YAML file. What is a mapping of settings here holds keys of `launch/train.py --help`."""
+
+    model_config = _STRICT
+
+    corpus: CorpusPlan
+    deepspeed: dict[str, Any]
+    """DeepSpeed's JSON, of every run."""
+    train: dict[str, Any]
+    """Settings that all arms share."""
+    reference: dict[str, Any]
+    """Settings in which the reference's run differs from `train`: it is a next-token model on clean text."""
+    arms: dict[str, dict[str, Any]] = Field(min_length=2)
+    """By name, the settings in which an arm differs from `train`."""
+    baseline: str
+    """The arm that all others are compared with, seed by seed."""
+    also_compare: list[tuple[str, str]] = []
+    """More pairs of arms."""
+    seeds: list[int] = Field(min_length=1)
+    """Each arm is trained once with each: it fixes initial weights and data order."""
+    decoding: DecodingPlan
+    timed_steps: int = Field(8, ge=1)
+    """Rounds of the interleaved measurement of an optimizer step."""
+    processes: int = Field(1, ge=1)
+    """Runs side by side. Where there are GPUs they get one each, in turn."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Plan":
+        for arm in (self.baseline, *(arm for pair in self.also_compare for arm in pair)):
+            if arm not in self.arms:
+                raise ValueError(f"{arm!r} is to be compared, but is none of the arms {', '.join(self.arms)}")
+        for arm in self.arms:
+            if arm == REFERENCE or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", arm):
+                raise ValueError(f"arm {arm!r}: names a folder: use letters, digits, '.', '_', '-'; not {REFERENCE!r}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds}: one stands twice")
+        ours = set(_paths(run_settings(self, Path(), self.baseline, 0, only_ours=True)))
+        for name, given in {"train": self.train, "reference": self.reference, **self.arms}.items():
+            if taken := sorted(ours & set(_paths(given))):
+                raise ValueError(f"{name}: {taken[0]} is set by the experiment itself; remove it")
+        return self
+
+
+def read_plan(file: Path) -> Plan:
+    """Reads a plan.
+
+    Raises:
+        UserError: no such file, not YAML, or not a plan; in one line.
+    """
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+        return Plan.model_validate(content)
+    except OSError as error:
+        raise UserError(f"{file}: {str(error.strerror).lower()}; tools/experimenting holds plans") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "plan"
+        raise UserError(f"{file}: {where}: {first['msg'].removeprefix('Value error, ')}; mend it") from error
+
+
+def run_settings(plan: Plan, home: Path, arm: str, seed: int, only_ours: bool = False) -> dict[str, Any]:
+    """The settings of one run as `launch/train.py --config` reads them; `only_ours`: what the plan cannot say."""
+    ours = {
+        "seed": seed,
+        "output_dir": str(home / "runs" / arm / f"seed-{seed}"),
+        "deepspeed_config": str(home / "deepspeed.json"),
+        "resume": True,
+        "data": {
+            "train": [str(home / "corpus/train.jsonl")],
+            "evaluate": {
+                "clean": [str(home / "corpus/validation.jsonl")],
+                "noisy": [str(home / "corpus/validation_noisy.jsonl")],
+                "generated": [str(home / "generated.jsonl")],
+            },
+            "tokenizer": str(home / "tokenizer"),
+            "cache_dir": str(home / "cache"),
+        },
+        "reference": {"source": str(home / "reference/model"), "scores": str(home / "scores")},
+    }
+    return ours if only_ours else merged(merged(plan.train, plan.arms[arm]), ours)
+
+
+def reference_settings(plan: Plan, home: Path) -> dict[str, Any]:
+    """The settings of the reference's run: a next-token model of the arms' own shape on clean text."""
+    settings = merged(run_settings(plan, home, plan.baseline, seed=0), plan.reference)
+    of_reference = {
+        "algo": "mtp-baseline",
+        "output_dir": str(home / "reference"),
+        "data": {"train": [str(home / "corpus/reference.jsonl")]},
+        "model": {"horizon": 1},
+        "reference": {"source": None, "scores": None},
+    }
+    return merged(settings, of_reference)
+
+
+def require_same_plan(plan: Plan, file: Path) -> None:
+    """Write the plan where none stands yet; else make sure that what was measured by it still counts.
+
+    Arms and seeds may be added, and the number of processes is free.
+
+    Raises:
+        UserError: the folder was begun with another plan.
+    """
+    content = plan.model_dump(mode="json")
+    if file.exists():
+        for path, value in _leaves(json.loads(file.read_text("utf-8"))):
+            found: Any = content
+            for key in path:
+                found = found.get(key) if isinstance(found, dict) else None
+            if path[0] not in ("seeds", "processes", "also_compare") and found != value:
+                raise UserError(
+                    f"--output {file.parent}: was begun with {'.'.join(path)} = {value!r}, and the plan says {found!r} "
+                    "now; name another folder, or delete this one"
+                )
+    file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings after changes to them, key by key."""
+    result = dict(settings)
+    for key, value in changes.items():
+        before = result.get(key)
+        result[key] = merged(before, value) if isinstance(value, dict) and isinstance(before, dict) else value
+    return result
+
+
+def _paths(settings: dict[str, Any]) -> Iterator[str]:
+    return (".".join(path) for path, _ in _leaves(settings))
+
+
+def _leaves(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value that is no mapping, or an empty one, with the keys that lead to it."""
+    if isinstance(settings, dict) and settings:
+        for key, value in settings.items():
+            yield from _leaves(value, (*path, key))
+    else:
+        yield path, settings

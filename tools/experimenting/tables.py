@@ -1,0 +1,209 @@
+"""The numbers of the report as tables, for Markdown and HTML alike."""
+
+from dataclasses import dataclass
+from statistics import mean
+
+from experimenting.analysis import AXES, KEPT, PHASES, Analysis
+from experimenting.decoding import ACCEPTED, GREEDY
+from experimenting.intervals import Interval, t_interval, verdict
+from experimenting.plan import REFERENCE
+from experimenting.runs import LOSS
+
+_DASH = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, with a sentence on what they are."""
+
+    title: str
+    note: str
+    head: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """A heading, the note and the table."""
+        lines = [self.head, ["---"] + ["--:"] * (len(self.head) - 1), *self.rows]
+        return "\n".join([f"### {self.title}", "", self.note, "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def tables(analysis: Analysis) -> list[Table]:
+    """All tables that the results have something for."""
+    made = [
+        _losses(analysis),
+        _heads(analysis),
+        _other_text(analysis),
+        _steps_to_baseline(analysis),
+        _selection(analysis),
+        _kinds(analysis),
+        _decoding(analysis),
+        _costs(analysis),
+    ]
+    return [table for table in made if table.rows]
+
+
+def number(value: float, digits: int = 3, signed: bool = False) -> str:
+    """With a minus sign that is one."""
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "\u2212")
+
+
+def spread(interval: Interval, digits: int = 3) -> str:
+    """A mean with half the width of its interval."""
+    half = f" ± {interval.high - interval.mean:.{digits}f}" if interval.is_bounded else ""
+    return number(interval.mean, digits) + half
+
+
+def change(interval: Interval, digits: int = 3) -> str:
+    """A difference with the ends of its interval."""
+    ends = f" [{number(interval.low, digits, True)}, {number(interval.high, digits, True)}]"
+    return number(interval.mean, digits, True) + (ends if interval.is_bounded else "")
+
+
+def judged(interval: Interval, smaller_is_better: bool = True, digits: int = 3) -> str:
+    """A difference and what it shows."""
+    words = verdict(interval, smaller_is_better) if interval.is_bounded else "one seed shows nothing"
+    return f"{change(interval, digits)} {words}"
+
+
+def _losses(analysis: Analysis) -> Table:
+    rows = [
+        [_pair(arm, other, analysis), spread(analysis.final(arm, LOSS))]
+        + [judged(analysis.difference(arm, other, LOSS, axis)) for axis in AXES]
+        for arm, other in [(analysis.baseline, analysis.baseline), *analysis.pairs]
+    ]
+    rows[0][2:] = [_DASH] * len(AXES)
+    note = (
+        "Nats per token at the end of training; then the difference from the baseline (or the other arm named), paired "
+        "by seed, where the cheaper of the two has spent its tokens, FLOP or time."
+    )
+    head = ["arm", "loss", *(f"difference at equal {axis}" for axis in AXES)]
+    return Table("Next-token loss on clean held-out text (head 0)", note, head, rows)
+
+
+def _heads(analysis: Analysis) -> Table:
+    figures = {h: f"evaluation/clean/ce/head_{h}" for h in range(32) if _anywhere(analysis, h)}
+    rows = []
+    for arm in analysis.arms:
+        cells = []
+        for figure in figures.values():
+            if arm not in analysis.arms_with(figure):
+                cells.append(_DASH)
+            elif arm == analysis.baseline or analysis.baseline not in analysis.arms_with(figure):
+                cells.append(spread(analysis.final(arm, figure)))
+            else:
+                cells.append(judged(analysis.difference(arm, analysis.baseline, figure)))
+        rows.append([arm, *cells])
+    note = "Of the baseline the loss, of the other arms the difference from it at equal tokens, paired by seed."
+    return Table("Loss of each head on clean held-out text", note, ["arm", *(f"head {h}" for h in figures)], rows)
+
+
+def _anywhere(analysis: Analysis, head: int) -> bool:
+    return bool(analysis.arms_with(f"evaluation/clean/ce/head_{head}"))
+
+
+def _other_text(analysis: Analysis) -> Table:
+    figures = {
+        "noisy text": "evaluation/noisy/ce/head_0",
+        "its clean tokens": "evaluation/noisy/clean_ce/head_0",
+        "generated code": "evaluation/generated/ce/head_0",
+    }
+    rows = [[arm, *(spread(analysis.final(arm, figure)) for figure in figures.values())] for arm in analysis.arms]
+    note = (
+        "Head 0, nats per token at the end of training. Generated code is what programs wrote, noise of its own kind."
+    )
+    return Table("Next-token loss on other held-out text", note, ["arm", *figures], rows)
+
+
+def _steps_to_baseline(analysis: Analysis) -> Table:
+    rows = []
+    for arm in analysis.arms:
+        shares = analysis.steps_to_baseline(arm, LOSS)
+        reached = [share for share in shares if share is not None]
+        whole = len(reached) == len(shares)
+        cell = spread(t_interval(reached)) if whole else f"more than 1 in {len(shares) - len(reached)} of {len(shares)}"
+        rows.append([arm, f"{len(reached)} of {len(shares)}", cell])
+    note = "Tokens until the baseline's final loss of head 0 was reached, over the baseline's tokens, seed by seed."
+    return Table("Tokens to the baseline's final loss", note, ["arm", "seeds that reached it", "share of tokens"], rows)
+
+
+def _selection(analysis: Analysis) -> Table:
+    names = {"precision": "noise/precision", "recall": "noise/recall", "AUC": "excess_auc"}
+    figures = {name: f"evaluation/noisy/{figure}" for name, figure in names.items()}
+    rows = []
+    for arm in analysis.arms:
+        if any(arm in analysis.arms_with(figure) for figure in figures.values()):
+            cells = [
+                spread(interval, 2)
+                for figure in figures.values()
+                for interval in (analysis.by_phase(arm, figure) if arm in analysis.arms_with(figure) else [])
+            ]
+            rows.append([arm, *cells, *[_DASH] * (len(figures) * len(PHASES) - len(cells))])
+    head = ["arm", *(f"{name}, {phase}" for name in figures for phase in PHASES)]
+    note = (
+        "Heads 1 and up on noisy held-out text, clean tokens being what should be kept. AUC: probability that a clean "
+        "token's excess loss is above a noisy one's, where the arm has a reference; chance is 0.5."
+    )
+    return Table("Selection against the noise labels, by phase of training", note, head, rows)
+
+
+def _kinds(analysis: Analysis) -> Table:
+    kinds = analysis.kinds()
+    figures = {"": KEPT, ", precision": "evaluation/noisy/noise/precision/", ", AUC": "evaluation/noisy/excess_auc/"}
+    rows = []
+    for arm in analysis.arms:
+        for name, start in figures.items():
+            if analysis.results.figures(arm, start):
+                rows.append([arm + name, *(_last_third(analysis, arm, start + kind) for kind in kinds)])
+    note = "Share kept in the last third of training; precision and AUC of clean tokens against this kind alone."
+    return Table("Selection by kind of text", note, ["arm", *kinds], rows)
+
+
+def _last_third(analysis: Analysis, arm: str, figure: str) -> str:
+    return spread(analysis.by_phase(arm, figure)[-1], 2) if arm in analysis.arms_with(figure) else _DASH
+
+
+def _decoding(analysis: Analysis) -> Table:
+    rows = []
+    for arm in analysis.arms_with(GREEDY):
+        cells = []
+        for figure in ACCEPTED.values():
+            cells.append(spread(analysis.final(arm, figure)))
+            versus = analysis.difference(arm, analysis.baseline, figure)
+            cells.append(_DASH if arm == analysis.baseline else judged(versus, smaller_is_better=False))
+        rows.append([arm, *cells])
+    head = ["arm", *(title for name in ACCEPTED for title in (name, f"{name}: difference"))]
+    note = (
+        "After training: drafts accepted by a forward that verifies them, where the model goes on from clean held-out "
+        "text greedily or at temperature 1, and greedily at every place of that text as it stands. Greedy text of a "
+        "small model soon repeats itself, which any head predicts."
+    )
+    return Table("Accepted drafts per forward", note, head, rows)
+
+
+def _costs(analysis: Analysis) -> Table:
+    series, baseline = analysis.results.series, analysis.baseline
+    rows = []
+    for arm in (*analysis.arms, REFERENCE):
+        flop, seconds = analysis.per_step(arm, "FLOP"), analysis.per_step(arm, "time")
+        peak = series.get((arm, None, "cost/peak_bytes"))
+        rows.append(
+            [
+                arm,
+                f"{flop / 1e9:.3f}",
+                f"{flop / analysis.per_step(baseline, 'FLOP'):.3f}",
+                f"{seconds:.4g}",
+                f"{seconds / analysis.per_step(baseline, 'time'):.3f}",
+                _DASH if peak is None else f"{mean(peak.values) / 2**20:.0f}",
+            ]
+        )
+    clock = analysis.results.facts["clock"]
+    head = ["arm", "GFLOP", "ratio", f"{clock} s", "ratio", "peak MB"]
+    note = (
+        "FLOP of matrix products, counted by torch in real steps on trained weights; the median time of steps of all "
+        "arms in turn; memory of a first step beyond model and data. The reference is trained once, and scored once."
+    )
+    return Table("What a step costs", note, head, rows)
+
+
+def _pair(arm: str, other: str, analysis: Analysis) -> str:
+    return arm if other == analysis.baseline else f"{arm} against {other}"

@@ -1,0 +1,1 @@
+"""What a run needs of memory, network, disk and time, calculated: see tools/scale.py."""
