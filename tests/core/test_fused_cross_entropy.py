@@ -181,14 +181,20 @@ def test_rows_of_gradient_zero_are_skipped(witness):
 
 @pytest.mark.usefixtures("_counting_waits")
 @pytest.mark.parametrize("poison", NOT_FINITE)
-def test_what_was_not_selected_cannot_spoil_the_gradient(poison):
+@pytest.mark.parametrize("guessed", [False, True])
+def test_what_was_not_selected_cannot_spoil_the_gradient(poison, guessed):
     hidden, weight, targets, grad = example()
+    guess = GradientGuess(Guess(lambda positions, ce: torch.ones_like(ce)), torch.ones(HEADS)) if guessed else None
     skipped = grad == 0
-    expected = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight), grad)
     poisoned = hidden.detach().masked_fill(skipped[:, None], poison).requires_grad_()
-    actual = torch.autograd.grad(linear_cross_entropy(poisoned, weight, targets), (poisoned, weight), grad)
-    assert torch.equal(actual[0], expected[0])
-    assert torch.equal(actual[1], expected[1])
+    expected = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight), grad)
+    ce = linear_cross_entropy(poisoned, weight, targets, guess=guess)
+    actual = torch.autograd.grad(ce, (poisoned, weight), grad)
+    for found, exact in zip(actual, expected, strict=True):
+        assert_close(found, exact.double().numpy(), relative=1e-6)
+    if not guessed:
+        assert torch.equal(actual[0], expected[0])
+        assert torch.equal(actual[1], expected[1])
 
 
 @pytest.mark.usefixtures("_counting_waits")
@@ -216,6 +222,19 @@ def test_one_chunk_of_logits_is_all_that_is_ever_alive(set_rows_per_chunk, witne
     assert seen.rows_multiplied(columns=VOCABULARY) == 2 * (targets != -100).sum()  # forward, and once more backward
     assert seen.largest <= elements
     assert seen.most_alive <= chunks * elements * 4
+
+
+@pytest.mark.parametrize(("dtype", "chunks"), [(torch.float32, 1.75), (torch.bfloat16, 2.25)])
+def test_a_guess_holds_the_kept_rows_of_one_chunk_besides(set_rows_per_chunk, witness, dtype, chunks):
+    set_rows_per_chunk(16)
+    hidden, weight, targets, _ = example(rows=120, dtype=dtype)
+    kept = torch.arange(30 * HEADS).view(30, HEADS) % 3 != 0
+    rule = GradientGuess(Guess(lambda positions, ce: kept[positions].float(), 2 / 3), torch.ones(HEADS))
+    with witness(columns=VOCABULARY) as seen:
+        linear_cross_entropy(hidden, weight, targets, guess=rule).view(30, HEADS)[kept].sum().backward()
+    assert "mm" in seen.names()
+    assert seen.largest <= 16 * VOCABULARY
+    assert seen.most_alive <= chunks * 16 * VOCABULARY * 4
 
 
 def test_the_forward_keeps_no_logits():

@@ -7,6 +7,7 @@ import torch
 
 from wmtp_core import (
     CriticWeighting,
+    HeadWeighting,
     LabelledWeighting,
     RandomWeighting,
     Rho1Weighting,
@@ -24,6 +25,7 @@ KNOWN_AHEAD = [
     RandomWeighting(),
     LabelledWeighting(),
 ]
+BY_POSITION = [SoftmaxExcessWeighting()]
 
 
 @pytest.fixture
@@ -54,9 +56,9 @@ def guessed(rule, signals, chunks):
     return weights.view_as(signals.ce)
 
 
-@pytest.mark.parametrize("rule", KNOWN_AHEAD, ids=str)
+@pytest.mark.parametrize("rule", KNOWN_AHEAD + BY_POSITION, ids=str)
 @pytest.mark.parametrize("chunks", [1, 7])
-def test_rules_that_do_not_look_at_losses_know_their_weights(rule, chunks, signals):
+def test_rules_that_compare_no_positions_know_their_weights(rule, chunks, signals):
     assert torch.equal(guessed(rule, signals, chunks), rule.compute_head_weights(signals))
 
 
@@ -83,4 +85,8 @@ def test_a_head_without_targets_and_a_single_head(signals):
 
 
 def test_a_rule_without_a_guess_says_so(signals):
-    assert SoftmaxExcessWeighting().guess_weights(signals) is None
+    class Rule(HeadWeighting):
+        def compute_head_weights(self, signals):
+            return signals.valid.float()
+
+    assert Rule().guess_weights(signals) is None

@@ -49,6 +49,8 @@ def folder(tmp_path_factory, tiny_home, tiny_llama):
         write(f"stage{stage}.json", {"stage": stage}, train_micro_batch_size_per_gpu=MICRO_BATCH)
         none_kept_whole = {"stage": stage, "stage3_param_persistence_threshold": 0}
         write(f"gradients{stage}.json", none_kept_whole, gradient_accumulation_steps=2)
+    limits = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
+    write("freed.json", {"stage": 3, **{f"stage3_{limit}": 0 for limit in limits}})
     return folder
 
 
@@ -136,6 +138,12 @@ def found(folder, job):
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(text[-3000:] for text in said)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def test_what_the_heads_gathered_is_freed_until_the_backward(found):
+    for rank in found:
+        assert len(rank["freed"]) >= 3 * 7  # the trunk's last layer and two copies of it
+        assert [name for name, freed in rank["freed"].items() if not freed] == []
 
 
 def dense_gradients(trunk, micro_batches):

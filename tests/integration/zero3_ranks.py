@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
-from torch import Tensor
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from wmtp_core import GradientGuess
 from wmtp_core.guesses import KnownAhead
@@ -35,6 +36,27 @@ def gradients(trunk: dict[str, Any], config: Path, micro_batches: list[tuple[Ten
         if not engine.is_gradient_accumulation_boundary():
             engine.step()
     return {name: safe_get_full_grad(parameter).clone() for name, parameter in policy.named_parameters()}
+
+
+def freed_after_forward(trunk: dict[str, Any], config: Path) -> dict[str, bool]:
+    """By name of a linear layer: whether its gathered weight is gone between forward and backward."""
+    policy = build_policy(trunk, 64, 3)
+    gathered = {}
+    for name, module in policy.named_modules():
+        if isinstance(module, nn.Linear) and ".layers." in name:
+
+            def noting(
+                x: Tensor, name: str = name, module: nn.Linear = module, forward: Any = module.forward
+            ) -> Tensor:
+                gathered[name] = StorageWeakRef(module.weight.untyped_storage())
+                return forward(x)
+
+            module.forward = noting
+    engine = build_engine(policy, read_deepspeed_config(config, 2), OptimizerSettings(), 1)
+    output = engine(torch.arange(12)[None])
+    freed = {name: storage.expired() for name, storage in gathered.items()}
+    engine.backward(output.ce.sum())
+    return freed
 
 
 def losses(settings: Settings, batches: list[Batch]) -> dict[str, Any]:
@@ -108,6 +130,7 @@ def main() -> None:
             for name, trunk in job["trunks"].items()
             for stage in (0, 3)
         },
+        "freed": freed_after_forward(job["trunks"]["untied"], folder / "freed.json"),
         "losses": {key: losses(settings, job["batches"][rank]) for key, settings in job["references"].items()},
         "training": {key: training(settings) for key, settings in job["training"].items()},
         "scores": scores(job["scoring"], folder / "scores", *job["shards"]),

@@ -62,7 +62,7 @@ def test_only_rows_with_a_gradient_are_multiplied():
     output = sparse(torch.randn(24, 6, requires_grad=True))
     with RowsMultiplied() as seen:
         output.backward(grad)
-    assert sorted(seen.rows) == [3, 6]  # 3 rows to the input's gradient, [in, 3] @ [3, out] to the weight's
+    assert sorted(seen.rows) == [3, 10]  # 3 rows to the input's gradient, [out, 3] @ [3, in] to the weight's
 
 
 def test_a_gradient_that_is_not_finite_is_not_skipped():

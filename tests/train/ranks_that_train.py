@@ -12,6 +12,7 @@ def train(rank: int, settings: Settings, die_after: int | None = None) -> Any:
     """A run of a trainer, which may end in SIGKILL after a step; its figures, and this rank's rows of each step."""
     trainer = TRAINERS[settings.algo](settings)
     rows: dict[int, list[int]] = {}
+    assert trainer.engine.module is trainer.policy  # from here on the objective asks the engine
     loss, train_step = trainer.objective.loss, trainer.train_step
 
     def seeing(batch: Any, step: int, counts: Any) -> Any:

@@ -50,7 +50,7 @@ def brute_force(micro_batches, weighting):
     ce = [[] for _ in range(HORIZON)]
     right, kept = [[] for _ in range(HORIZON)], [[] for _ in range(HORIZON)]
     clean_ce = [[] for _ in range(HORIZON)]
-    excess, is_clean, kinds = [], [], [[0, 0] for _ in range(len(KINDS) + 1)]
+    excess, kind_of, kinds = [], [], [[0, 0] for _ in range(len(KINDS) + 1)]
     values, is_good = [], []
     for batch, output, signals in micro_batches:
         weights = weighting.compute_head_weights(signals)
@@ -73,7 +73,7 @@ def brute_force(micro_batches, weighting):
                         clean_ce[h].append(loss)
                     if h >= 1:
                         excess.append(loss - batch.reference_ce[b, t + h + 1].item())
-                        is_clean.append(kind == 0)
+                        kind_of.append(kind)
                         kinds[kind][0] += 1
                         kinds[kind][1] += bool(weights[b, t, h])
     figures = {f"ce/head_{h}": sum(ce[h]) / len(ce[h]) for h in range(HORIZON)}
@@ -89,7 +89,10 @@ def brute_force(micro_batches, weighting):
         for kind, (targets, selected) in zip(KINDS, kinds[1:], strict=True):
             figures[f"noise/kept/{kind}"] = selected / targets
             figures[f"noise/precision/{kind}"] = kinds[0][1] / (kinds[0][1] + selected)
-    figures["excess_auc"] = auc_by_pairs(excess, is_clean)
+    figures["excess_auc"] = auc_by_pairs(excess, [kind == 0 for kind in kind_of])
+    for number, name in enumerate(KINDS, start=1):
+        compared = [i for i, kind in enumerate(kind_of) if kind in (0, number)]
+        figures[f"excess_auc/{name}"] = auc_by_pairs([excess[i] for i in compared], [kind_of[i] == 0 for i in compared])
     figures["value_auc"] = auc_by_pairs(values, is_good)
     return figures
 

@@ -220,3 +220,15 @@ def test_the_logged_gradient_norm_is_the_one_before_clipping(make_trainer, write
         norms.append(events.Scalars("train/gradient_norm")[0].value)
     assert norms[0] > 0.1
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("algo", ["rho1-wmtp", "critic-wmtp"])
+def test_an_evaluation_needs_neither_engine_nor_optimizer(make_trainer, monkeypatch, algo):
+    trainer = make_trainer(algo=algo, steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("wmtp_train.trainer.build_engine", lambda *_: pytest.fail("an engine was built"))
+        alone = dict(trainer.evaluate())
+    assert trainer.engine.module is trainer.policy
+    trainer.evaluated_step = -1
+    assert trainer.evaluate() == alone
+    assert trainer.objective.policy is trainer.engine

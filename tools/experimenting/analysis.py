@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from experimenting.decoding import GREEDY
 from experimenting.intervals import Interval, t_interval
 from experimenting.results import Results
 from reporting.runs import Series
@@ -48,6 +49,11 @@ class Analysis:
     def arms_with(self, figure: str) -> list[str]:
         """The arms that have this figure with every seed."""
         return [arm for arm in self.arms if all(self.results.has(arm, seed, figure) for seed in self.seeds)]
+
+    def drafting_arms(self) -> list[str]:
+        """The arms whose drafts were counted; none if the baseline's were not, with which they are compared."""
+        arms = self.arms_with(GREEDY)
+        return arms if self.baseline in arms else []
 
     def curves(self, arm: str, figure: str) -> list[Series]:
         """The figure over steps, a series for each seed."""

@@ -72,9 +72,9 @@ def _tokens(analysis: Analysis) -> str:
 
 
 def _decoding(analysis: Analysis) -> list[str]:
+    arms = [arm for arm in analysis.drafting_arms() if arm != analysis.baseline]
     sentences = []
-    for name, figure in ACCEPTED.items():
-        arms = [arm for arm in analysis.arms_with(figure) if arm != analysis.baseline]
+    for name, figure in ACCEPTED.items() if arms else ():
         differences = {arm: analysis.difference(arm, analysis.baseline, figure) for arm in arms}
         own = spread(analysis.final(analysis.baseline, figure))
         text = _sorted_by_verdict(differences, smaller_is_better=False)

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experimenting.analysis import KEPT, PHASES, Analysis
-from experimenting.decoding import ACCEPTED, GREEDY
+from experimenting.decoding import ACCEPTED
 from experimenting.drawing import arm_colours, draw_intervals, new_figure
 from reporting.overview import draw_passage, layout
 from reporting.passage import Passage, read_passage
@@ -45,7 +45,7 @@ def kept_by_kind(analysis: Analysis) -> Figure | None:
 
 def accepted_drafts(analysis: Analysis) -> Figure | None:
     """Accepted drafts per forward by arm, in each way of choosing tokens."""
-    arms = analysis.arms_with(GREEDY)
+    arms = analysis.drafting_arms()
     if not arms:
         return None
     colours = arm_colours(analysis.arms, analysis.baseline)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from experimenting.analysis import AXES, KEPT, PHASES, Analysis
-from experimenting.decoding import ACCEPTED, GREEDY
+from experimenting.decoding import ACCEPTED
 from experimenting.intervals import Interval, t_interval, verdict
 from experimenting.plan import REFERENCE
 from experimenting.runs import LOSS
@@ -164,7 +164,7 @@ def _last_third(analysis: Analysis, arm: str, figure: str) -> str:
 
 def _decoding(analysis: Analysis) -> Table:
     rows = []
-    for arm in analysis.arms_with(GREEDY):
+    for arm in analysis.drafting_arms():
         cells = []
         for figure in ACCEPTED.values():
             cells.append(spread(analysis.final(arm, figure)))

@@ -1,93 +1,86 @@
-"""Bytes per GPU by ZeRO stage."""
+"""Bytes per GPU by DeepSpeed configuration."""
 
 from collections.abc import Callable, Sequence
 
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+from scaling import engine_memory
+from scaling.engines import Engine
 from scaling.plan import Plan, Row, Table
 from scaling.transient import activations, loss_buffers, selection_buffers
-
-STAGES = ("0 (float32)", "1", "2", "3", "2 offload", "3 offload")
-# DeepSpeed's defaults, in elements: reduce_bucket_size; stage3_max_live_parameters, which sub_group_size equals.
-BUCKET, LIVE = 5e8, 1e9
-
-
-def held_by_engine(parameters: int, gpus: int, stage: int, offload: bool = False) -> dict[str, float]:
-    """Bytes that a DeepSpeed engine holds on a GPU between steps and, for the gradients, until the step.
-
-    Stage 0 is float32, the others bf16 with float32 master weights and moments; gradients are summed in bf16.
-    """
-    whole, share = float(parameters), parameters / gpus
-    if stage == 0:
-        return {"parameters": 4 * whole, "gradients": 4 * whole, "optimizer": 8 * whole}
-    return {
-        "parameters": 2 * (share if stage == 3 else whole),
-        "gradients": 0 if offload else 2 * (whole if stage == 1 else share),
-        "optimizer": 0 if offload else 12 * share,
-    }
 
 
 def memory_table(plan: Plan) -> Table:
     """The table, its sums for a scored and for a live reference."""
-    model, reference = plan.policy.parameters, plan.reference.parameters
-    held = [held_by_engine(model, plan.gpus, int(stage[0]), "offload" in stage) for stage in STAGES]
-    element = [4 if stage.startswith("0") else 2 for stage in STAGES]
-    sharded = [stage.startswith("3") for stage in STAGES]
+    model, columns = plan.policy.parameters, len(plan.engines)
 
-    def by_element(compute: Callable[[int], float]) -> list[float]:
-        return [compute(size) for size in element]
+    def by_engine(name: str, formula: str, compute: Callable[[Engine], float]) -> Row:
+        return Row(name, formula, [compute(engine) for engine in plan.engines])
+
+    def held(name: str, kind: str, formula: str) -> Row:
+        return by_engine(name, formula, lambda engine: engine_memory.held_on_gpu(model, plan.gpus, engine)[kind])
 
     state = [
-        Row("parameters", "2P; stage 0: 4P; stage 3: 2P/R", [h["parameters"] for h in held]),
-        Row("gradients", "2P/R; stage 0: 4P; stage 1: 2P", [h["gradients"] for h in held]),
-        Row("optimizer: master weights, two moments", "12P/R; stage 0: 8P", [h["optimizer"] for h in held]),
-        Row("bucket of gradients", "2·5·10⁸; stage 0: 4·5·10⁸", by_element(lambda size: size * BUCKET)),
-        Row("gathered parameters", "stage 3: 2·min(P, 10⁹)", [2 * min(model, LIVE) * on for on in sharded]),
+        held("parameters", "parameters", "2P; zero0: 4P; zero3: 2P/R; zero3_offload: 0"),
+        held("gradients", "gradients", "0; zero0: 4P; zero1: 2P"),
+        held("their sums, float32", "sums", "4P/R; zero0, zero3_offload: 0; zero1: 4P"),
+        held("optimizer: master weights, two moments", "optimizer", "12P/R; zero0: 8P"),
+        by_engine("bucket of gradients", "zero2: 2B; zero3: cB", engine_memory.bucket),
+        by_engine("gathered parameters", "zero3: 2·min(P, 10⁹)", lambda engine: engine_memory.gathered(model, engine)),
     ]
-    loss_formula = "2eNHD + (4+e)VD + (1+s)eCV; stage 0: 4VD"  # float32 gradients are not summed apart
-    loss = Row("loss op", loss_formula, by_element(lambda size: loss_buffers(plan, size)))
-    selection = Row("selection, scope batch", "34(H−1)RN", [selection_buffers(plan)] * len(STAGES))
-    kept = {
-        name: Row(f"activations, {name}*", formula, by_element(lambda size, on=on: activations(plan, size, on)))
-        for name, on, formula in (
-            ("checkpointed", True, "L·eND + A + F"),
-            ("all kept", False, "(L−1+H)·A + F"),
-        )
-    }
-    live = [
-        Row("live reference, whole", "2P′", [2.0 * reference] * len(STAGES)),
-        Row(
-            "live reference, sharded",
-            "2P′/R + 2·min(P′, 10⁹)",
-            [2 * reference / plan.gpus + 2 * min(reference, LIVE)] * len(STAGES),
+    at_step = by_engine(
+        "while stepping",
+        "4P/R; zero0: 4P; zero3: 8·min(P/R, 10⁹)",
+        lambda engine: engine_memory.step_buffers(model, plan.gpus, engine),
+    )
+    passing = [
+        by_engine(
+            "copies while gradients are exchanged",
+            "zero0, zero3: c·min(P, B); zero1: 4P if P < B; zero2: (2+c)·min(P, B)",
+            lambda engine: engine_memory.exchange_copies(model, engine),
         ),
+        by_engine(
+            "loss op",
+            "2eNHD + (4+e)VD + (1+s)eCV; zero0: 4VD",  # float32 gradients are not summed apart
+            lambda engine: loss_buffers(plan, engine.element),
+        ),
+        Row("selection, scope batch", "34(H−1)RN", [selection_buffers(plan)] * columns),
     ]
-    at_step = [_at_step(model / plan.gpus, stage) for stage in STAGES]
+    kept = {
+        name: Row(f"activations, {name}*", formula, [activations(plan, engine.element, on) for engine in plan.engines])
+        for name, on, formula in (("checkpointed", True, "L·eND + A + F"), ("all kept", False, "(L−1+H)·A + F"))
+    }
+    live = _live_reference(plan)
     sums = []
     for name in kept:
         for title, row in (("scored ahead", None), ("live reference, whole", live[0])):
             standing = _add(*state, *([] if row is None else [row]))
-            passing = [max(a, b) for a, b in zip(_add(kept[name], loss, selection), at_step, strict=True)]
-            total = [a + b for a, b in zip(standing, passing, strict=True)]
+            larger = [max(a, b) for a, b in zip(_add(kept[name], *passing), at_step.values, strict=True)]
+            total = [a + b for a, b in zip(standing, larger, strict=True)]
             sums.append(Row(f"**sum: {title}, {name}**", "see below", total))
-    step = Row("float32 gradients while stepping", "4P/R; stage 3: 4·min(P/R, 10⁹)", at_step)
-    return Table(
-        "Memory per GPU", STAGES, 1e9, "GB", [*state, step, loss, selection, *kept.values(), *live, *sums], _NOTES
-    )
+    rows = [*state, at_step, *passing, *kept.values(), *live, *sums]
+    return Table("Memory per GPU", [engine.name for engine in plan.engines], 1e9, "GB", rows, _NOTES)
 
 
 _NOTES = [
+    "Columns are the files of ds_configs, and what is said of zero2 and zero3 holds for their offloading ones where "
+    "nothing else is said. B is reduce_bucket_size, 5·10⁸; c is the bytes of a gradient on its way, 4 for "
+    "communication_data_type fp32; e is the bytes of an activation, 2 (zero0: 4).",
     "A is what autograd keeps of a layer, N·(2·(4D + 2eD + 4) + 4eW + 4·heads + eS + 4eI), and F of the final norms, "
-    "N·H·((4+e)·D + 4); e is the bytes of an activation (2; stage 0: 4). *An estimate: it is what autograd saves, and "
-    "knows nothing of the memory that kernels use meanwhile.",
+    "N·H·((4+e)·D + 4). *An estimate: it is what autograd saves, and knows nothing of the memory that kernels use "
+    "meanwhile.",
     "A sum is what stands (parameters to gathered parameters, reference) and the larger of what passes in forward and "
-    "backward (loss op, selection, activations) and in the step.",
+    "backward (copies, loss op, selection, activations, as if all at once) and in the step.",
 ]
 
 
-def _at_step(share: float, stage: str) -> float:
-    """The optimizer's float32 copy of the gradients, as DeepSpeed's source has it."""
-    if "offload" in stage or stage.startswith("0"):
-        return 0
-    return 4 * (min(share, LIVE) if stage.startswith("3") else share)
+def _live_reference(plan: Plan) -> list[Row]:
+    reference, columns = plan.reference.parameters, len(plan.engines)
+    shared = 2 * reference / plan.gpus + 2 * min(reference, DeepSpeedZeroConfig(stage=3).max_live_parameters)
+    return [
+        Row("live reference, whole", "2P′", [2.0 * reference] * columns),
+        Row("live reference, sharded", "2P′/R + 2·min(P′, 10⁹)", [shared] * columns),
+    ]
 
 
 def _add(*rows: Row) -> Sequence[float]:

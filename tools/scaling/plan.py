@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from scaling.engines import Engine
 from scaling.model_size import ModelSize
 
 
@@ -25,6 +26,8 @@ class Plan:
     """Of one GPU, in a second."""
     utilisation: float
     """Share of that peak which a run is said to reach."""
+    engines: Sequence[Engine]
+    """The columns of what depends on DeepSpeed's configuration."""
 
     @property
     def positions(self) -> int:

@@ -1,50 +1,28 @@
 """What DeepSpeed and selection really hold, move and write, on two gloo processes with a small model."""
 
-import functools
-import gc
-import inspect
 import json
 import os
 import socket
+import sys
 import tempfile
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.engine import DeepSpeedEngine
 
+from scaling.collectives import Collectives
+from scaling.engines import FOLDER, NAMES
+from scaling.small_model import ACCUMULATION, HORIZON, LENGTH, LLAMA, RANKS, ROWS, VOCABULARY
+from scaling.tensors import float_storages, new_bytes
 from wmtp_core.selection import select_top_excess
 from wmtp_models import build_policy
 from wmtp_train.engine import build_engine, read_deepspeed_config
 from wmtp_train.processes import start_processes
 from wmtp_train.settings import OptimizerSettings
 
-RANKS, ACCUMULATION, HORIZON, ROWS, LENGTH = 2, 2, 4, 2, 32
-VOCABULARY = 256
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 160,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": LENGTH,
-    "tie_word_embeddings": False,
-}
-# How torch's collectives are called, and which argument is the whole tensor.
-_COLLECTIVES = {
-    "all_reduce": ("all_reduce", "tensor"),
-    "all_gather": ("all_gather", "tensor_list"),
-    "all_gather_into_tensor": ("all_gather", "output_tensor"),
-    "reduce_scatter": ("reduce_scatter", "input_list"),
-    "reduce_scatter_tensor": ("reduce_scatter", "input"),
-    "reduce": ("reduce", "tensor"),
-    "broadcast": ("broadcast", "tensor"),
-}
+BUCKET = 500_000  # elements, more than the model has
 
 
 @dataclass(frozen=True)
@@ -53,99 +31,87 @@ class Measured:
 
     parameters: int
     """P, a number and no bytes."""
+    largest: int
+    """Elements of the largest parameter."""
     held: int
-    """All float tensors after a micro-batch's backward that is not the step's last."""
+    """All float tensors after a micro-batch's backward that is not the step's last, wherever they are."""
+    exchanging: int
+    """The same at most, in the second step, while gradients are on their way."""
     messages: dict[str, int]
     """Whole tensors handed to each kind of collective in one optimizer step."""
     checkpoint: int
 
 
-def measure_two_ranks(stages: tuple[int, ...]) -> tuple[dict[int, Measured], int]:
-    """Train two steps at each ZeRO stage, save, and select once over both ranks.
+def measure_two_ranks() -> tuple[dict[str, Measured], int]:
+    """Train two steps with each file of ds_configs, save, and select once over both ranks.
 
     Returns:
-        What was seen by stage, and the bytes that selection's gather gave a rank.
+        What was seen by file, and the bytes that selection's gather gave a rank.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (Path(folder), port, stages), nprocs=RANKS)
+        torch.multiprocessing.spawn(_rank, (Path(folder), port), nprocs=RANKS)
         seen = json.loads((Path(folder) / "seen.json").read_text())
-    return {int(stage): Measured(**measured) for stage, measured in seen["stages"].items()}, seen["selection"]
+    return {name: Measured(**measured) for name, measured in seen["engines"].items()}, seen["selection"]
 
 
-def _rank(rank: int, folder: Path, port: int, stages: tuple[int, ...]) -> None:
+def _rank(rank: int, folder: Path, port: int) -> None:
+    sys.stdout = sys.stderr  # DeepSpeed prints, and what is printed here is a table
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in world.items()})
-    moved: Counter[str] = Counter()
-    for name, (kind, whole) in _COLLECTIVES.items():
-        setattr(dist, name, _counting(getattr(dist, name), kind, whole, moved))
+    collectives = Collectives()
     start_processes()
-    seen = {stage: _measure_stage(stage, folder, rank, moved) for stage in stages}
-    moved.clear()
+    seen = {name: _measure_engine(name, folder, rank, collectives) for name in NAMES}
+    collectives.begin({})
     ce = torch.rand(ROWS, LENGTH, HORIZON)
     select_top_excess(ce, torch.rand(ROWS, LENGTH), ce > 0.1, 0.6, group=dist.group.WORLD)
     if rank == 0:
-        found = {"stages": {stage: vars(measured) for stage, measured in seen.items()}, "selection": moved.total()}
+        engines = {name: vars(measured) for name, measured in seen.items()}
+        found = {"engines": engines, "selection": collectives.moved.total()}
         (folder / "seen.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _measure_stage(stage: int, folder: Path, rank: int, moved: Counter[str]) -> Measured:
-    before = float_bytes()
-    engine = _engine(stage, folder / f"deepspeed_{stage}.{rank}.json")
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+def _measure_engine(name: str, folder: Path, rank: int, collectives: Collectives) -> Measured:
+    before = float_storages()  # some are the last engine's, and are freed any time: what counts is what is new
+    engine = _engine(name, folder / f"{name}.{rank}.json")
+    sizes = [getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()]
     ids = torch.arange(ROWS * LENGTH).view(ROWS, LENGTH) % VOCABULARY
     held = 0
     for _step in range(2):  # the first one allocates the optimizer's state
-        moved.clear()
+        collectives.begin(before)
         for number in range(ACCUMULATION):
             output = engine(input_ids=ids)
             engine.backward(output.ce.mean())
             del output
             if number == 0:
-                held = float_bytes() - before
+                held = new_bytes(before)
             engine.step()
-    messages = dict(moved)
-    engine.save_checkpoint(str(folder), tag=f"stage_{stage}", save_latest=False)
-    files = (folder / f"stage_{stage}").glob("*.pt")
+    messages = dict(collectives.moved)
+    engine.save_checkpoint(str(folder), tag=name, save_latest=False)
+    files = (folder / name).glob("*.pt")
     engine.destroy()
-    return Measured(parameters, held, messages, sum(file.stat().st_size for file in files))
+    return Measured(
+        sum(sizes), max(sizes), held, collectives.held, messages, sum(file.stat().st_size for file in files)
+    )
 
 
-def _engine(stage: int, path: Path) -> DeepSpeedEngine:
+def _engine(name: str, path: Path) -> DeepSpeedEngine:
+    config = json.loads((FOLDER / f"{name}.json").read_text())
+    config |= {"train_micro_batch_size_per_gpu": ROWS, "gradient_accumulation_steps": ACCUMULATION}
     # Buckets and thresholds are constants of DeepSpeed's that a small model would drown in.
-    zero = {"stage": stage, "reduce_bucket_size": 1000}
-    if stage == 3:
-        zero |= {f"stage3_{name}": 0 for name in ("param_persistence_threshold", "max_live_parameters")}
-        zero |= {f"stage3_{name}": 0 for name in ("max_reuse_distance", "prefetch_bucket_size")}
-    batch = {"train_micro_batch_size_per_gpu": ROWS, "gradient_accumulation_steps": ACCUMULATION}
-    path.write_text(json.dumps({**batch, "bf16": {"enabled": stage > 0}, "zero_optimization": zero}))
+    config["zero_optimization"]["reduce_bucket_size"] = BUCKET
+    if config["zero_optimization"]["stage"] == 3:
+        thresholds = (
+            "param_persistence_threshold",
+            "max_live_parameters",
+            "max_reuse_distance",
+            "prefetch_bucket_size",
+        )
+        config["zero_optimization"] |= {f"stage3_{threshold}": 0 for threshold in thresholds}
+    path.write_text(json.dumps(config))
     policy = build_policy(LLAMA, VOCABULARY, HORIZON)
     return build_engine(policy, read_deepspeed_config(path, RANKS), OptimizerSettings(), steps=4)
-
-
-def _counting(collective: Callable[..., Any], kind: str, whole: str, moved: Counter[str]) -> Callable[..., Any]:
-    signature = inspect.signature(collective)
-
-    @functools.wraps(collective)
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        tensors = signature.bind(*args, **kwargs).arguments[whole]
-        moved[kind] += sum(tensor.nbytes for tensor in ([tensors] if isinstance(tensors, torch.Tensor) else tensors))
-        return collective(*args, **kwargs)
-
-    return counted
-
-
-def float_bytes() -> int:
-    """Of all storages of floating-point tensors that Python can reach."""
-    gc.collect()
-    storages = {}
-    for tensor in gc.get_objects():
-        if issubclass(type(tensor), torch.Tensor):  # isinstance would ask torch's lazy attributes for their class
-            for held in (tensor, tensor.grad if tensor.is_leaf else None):
-                if held is not None and held.is_floating_point():
-                    storages[held.untyped_storage().data_ptr()] = held.untyped_storage().nbytes()
-    return sum(storages.values())

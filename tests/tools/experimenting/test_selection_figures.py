@@ -39,5 +39,6 @@ def test_the_map_shows_the_text_of_arms_that_weigh(analysis: Analysis) -> None:
 def test_what_was_not_measured_is_not_drawn(make_results: Any) -> None:
     curves = {"next-token": [[7, 5, 4, 3.0]], "b": [[7, 5, 4, 3.5]]}
     analysis = Analysis(make_results(curves))
+    assert accepted_drafts(analysis) is None  # the baseline has none to compare with
     assert kept_by_kind(analysis) is None
     assert selection_maps(analysis) is None

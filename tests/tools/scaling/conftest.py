@@ -2,6 +2,7 @@
 
 import pytest
 
+from scaling.engines import read_engines
 from scaling.model_size import ModelSize
 from scaling.plan import Plan
 
@@ -25,4 +26,4 @@ def plan() -> Plan:
         attention_width=10,
         rows_of_logits=1024,
     )
-    return Plan(model, model, 4, 2, 2, 3, 8, 0.5, 2, 3600.0, 1000.0, 0.5)
+    return Plan(model, model, 4, 2, 2, 3, 8, 0.5, 2, 3600.0, 1000.0, 0.5, read_engines())

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 import scale
+from scaling import engines
+from wmtp_train.command_line import load_settings
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/scale.md"
@@ -14,8 +16,8 @@ GIVEN = ["--config", CONFIG, "--gpus", "4", "--micro-batch", "1"]
 @pytest.mark.parametrize(
     "command",
     [
-        "python tools/scale.py --config launch/configs/scale_1b.yaml --gpus 64 --micro-batch 8",
-        "python tools/scale.py --config launch/configs/scale_7b.yaml --gpus 512 --micro-batch 2",
+        "python tools/scale.py --config launch/configs/scale_1b.yaml --gpus 64",
+        "python tools/scale.py --config launch/configs/scale_7b.yaml --gpus 512",
     ],
 )
 def test_the_page_shows_what_its_command_prints(
@@ -26,6 +28,19 @@ def test_the_page_shows_what_its_command_prints(
     page = PAGE.read_text()
     assert command in page
     assert capsys.readouterr().out in page.partition(command)[2]
+
+
+@pytest.mark.parametrize("name", ["scale_1b", "scale_7b"])
+def test_a_configuration_names_a_file_of_ds_configs_whose_batch_sizes_count(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = f"launch/configs/{name}.yaml"
+    assert load_settings(["--config", config]).deepspeed_config == engines.FOLDER.relative_to(ROOT) / "zero2.json"
+    assert scale.main(["--config", config, "--gpus", "2"]) == 0
+    assert "micro-batch m = 8, accumulation a = 1," in capsys.readouterr().out
+    assert scale.main(["--config", config, "--gpus", "2", "--micro-batch", "2", "--accumulation", "3"]) == 0
+    assert "micro-batch m = 2, accumulation a = 3," in capsys.readouterr().out
 
 
 def test_the_settings_of_training_are_options_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,6 +62,8 @@ def test_a_smaller_reference(capsys: pytest.CaptureFixture[str]) -> None:
     ("changed", "said"),
     [
         (["--gpus", "0"], "--gpus 0: give a number above 0"),
+        (["--accumulation", "-1"], "--accumulation -1: give a number above 0"),
+        (["--deepspeed_config", "absent.json"], "deepspeed_config absent.json: no such file"),
         (["--utilisation", "1.5"], "--utilisation 1.5: give a share of the peak, at most 1"),
         (["--tokens", "nan"], "--tokens nan: give a number above 0"),
         (["--config", "absent.yaml"], "--config absent.yaml: no such file or directory; launch/configs holds examples"),

@@ -1,6 +1,8 @@
 import pytest
 
-from scaling.small_runs import STAGES, Check, checks
+from scaling.check import Check
+from scaling.engines import read_engines
+from scaling.small_runs import checks
 
 pytestmark = pytest.mark.slow
 
@@ -20,9 +22,11 @@ def test_everything_is_checked_that_a_cpu_can_show(made: list[Check]) -> None:
         assert any(part in name for name in names), part
     for part in ("selection on a CPU", "selection's gather", "scores in float16", "final model"):
         assert any(part in name for name in names), part
-    for stage in STAGES:
-        of_stage = [name for name in names if f"stage {stage}, 2 processes" in name]
-        assert len(of_stage) == (3 if stage == 0 else 4)  # what is held, the checkpoint, one or two collectives
+    for engine in read_engines():
+        collectives = {0: 1}.get(engine.zero.stage, 2)
+        held_twice_and_the_checkpoint = 3
+        of_engine = [name for name in names if name.startswith(f"{engine.name}:")]
+        assert len(of_engine) == held_twice_and_the_checkpoint + collectives
 
 
 def test_a_formula_that_is_off_by_more_than_it_says_does_not_hold() -> None:

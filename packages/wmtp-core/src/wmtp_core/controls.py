@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wmtp_core.fused_cross_entropy import WeightGuess
-from wmtp_core.guesses import KnownAhead
+from wmtp_core.guesses import FromOwnLosses, KnownAhead
 from wmtp_core.selection import Scope, check_k_percent, excess_loss, select_top_scores, share_kept
 from wmtp_core.targets import shift_to_heads
 from wmtp_core.weighting import HeadWeighting, TokenSignals, required, softmax_over_heads, top_k_counts
@@ -53,6 +53,16 @@ class SoftmaxExcessWeighting(HeadWeighting):
 
     def selected_counts(self, valid_per_row: Tensor) -> Tensor:
         return valid_per_row.sum(dim=0)
+
+    def guess_weights(self, signals: TokenSignals) -> WeightGuess:
+        reference_ce = required(signals.reference_ce, "softmax-excess", "reference_ce")
+        by_target = shift_to_heads(reference_ce, signals.valid.shape[-1]).flatten(0, 1)  # [P, H]
+        valid = signals.valid.flatten(0, 1)
+
+        def rule(positions: Tensor, ce: Tensor) -> Tensor:
+            return softmax_over_heads((ce - by_target[positions]).abs(), valid[positions], self.temperature)
+
+        return FromOwnLosses(rule)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             ce[rows] = logits.losses(hidden[rows], targets[rows]).where(valid[rows], 0)
             if guess is not None and formed is not None:
                 weights = guess.weights(positions, ce.view(-1, horizon)[positions])  # [c, H]
-                formed.guess(chunk, (weights * guess.per_head).flatten().where(valid[chunk], 0))
+                # A loss that is not finite is left to the backward: if it is not selected, it must not spoil the rest.
+                sound = valid[chunk] & ce[chunk].isfinite()
+                formed.guess(chunk, (weights * guess.per_head).flatten().where(sound, 0))
                 formed.add(logits, rows, formed.worth_forming(rows, guess.weights.share), formed.guessed)
         ctx.save_for_backward(hidden, weight, targets, valid)
         ctx.formed = formed

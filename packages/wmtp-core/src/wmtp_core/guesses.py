@@ -1,5 +1,7 @@
 """Guesses of head weights for `linear_cross_entropy`: they decide what it costs, never what it gives."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,22 @@ class KnownAhead:
 
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
         return self.head_weights[positions]
+
+
+class FromOwnLosses:
+    """The weights of a rule that looks at each position by itself: of a chunk they are what they will be of the whole.
+
+    Args:
+        rule: from positions int64 `[c]` and their losses float32 `[c, H]` to weights float32 `[c, H]`.
+    """
+
+    share = 1.0
+
+    def __init__(self, rule: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.rule = rule
+
+    def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
+        return self.rule(positions, ce)
 
 
 class RunningTopExcess:

@@ -29,6 +29,11 @@ def decoder_parts(causal_lm: PreTrainedModel) -> DecoderParts:
     """
     if causal_lm.config.is_encoder_decoder:
         raise _cannot_wrap(causal_lm, "it is an encoder-decoder, not a decoder")
+    if "flash" in (causal_lm.config._attn_implementation or ""):
+        # transformers keeps packed documents apart there in a batch of one row alone.
+        raise _cannot_wrap(
+            causal_lm, "its attn_implementation lets packed documents see each other (load it with sdpa)"
+        )
     decoder = causal_lm.get_decoder()
     layers = next((getattr(decoder, name) for name in LAYER_LISTS if hasattr(decoder, name)), None)
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0:

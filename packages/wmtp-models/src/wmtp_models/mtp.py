@@ -48,7 +48,6 @@ class MtpForCausalLM(PreTrainedModel):
     supports_gradient_checkpointing = True
     # The trunk has the say: it is built from its own configuration and refuses what it cannot do.
     _supports_sdpa = True
-    _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
 

@@ -3,6 +3,8 @@
 A token that a head was not selected to learn has a gradient of exactly 0 in all that follows the attention of that
 head's own layer: in its MLP, its output and its query projection. Keys and values still matter to other tokens, so
 there, as everywhere in the trunk, most rows are non-zero and the product is the dense one.
+
+Each layer's backward counts its rows, for which the host waits on an accelerator.
 """
 
 from typing import Any
@@ -29,7 +31,7 @@ class RowSparseLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`."""
-        return _row_sparse(input, self.weight.T, self.bias)
+        return _row_sparse(input, self.weight, self.bias, out_first=True)
 
 
 class RowSparseConv1D(Conv1D):
@@ -37,30 +39,31 @@ class RowSparseConv1D(Conv1D):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`."""
-        return _row_sparse(x, self.weight, self.bias)
+        return _row_sparse(x, self.weight, self.bias, out_first=False)
 
 
-def _row_sparse(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x @ weight + bias` with weight `[in, out]`."""
+def _row_sparse(x: Tensor, weight: Tensor, bias: Tensor | None, out_first: bool) -> Tensor:
+    """`x @ weight + bias` with weight `[in, out]`, or `[out, in]` if `out_first`."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        result: Tensor = _RowSparse.apply(x, weight, bias)
+        result: Tensor = _RowSparse.apply(x, weight, bias, out_first)
     return result
 
 
 class _RowSparse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, out_first: bool) -> Tensor:
+        # The parameter itself, and no view or copy of it: ZeRO-3 frees what it gathered until the backward.
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
-        return nn.functional.linear(x, weight.T, bias)
+        ctx.bias_dtype, ctx.out_first = None if bias is None else bias.dtype, out_first
+        matrix = weight.to(x.dtype)
+        return nn.functional.linear(x, matrix if out_first else matrix.T, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         flat_x, flat_grad = x.flatten(0, -2), grad.flatten(0, -2)  # [n, in], [n, out]
         rows = (flat_grad != 0).any(dim=-1).nonzero().squeeze(-1)
@@ -69,11 +72,12 @@ class _RowSparse(torch.autograd.Function):
             flat_x, flat_grad = flat_x[rows], flat_grad[rows]
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            product = flat_grad @ weight.T
+            matrix = weight.to(x.dtype)
+            product = flat_grad @ (matrix if ctx.out_first else matrix.T)
             grad_x = torch.zeros_like(x).flatten(0, -2).index_copy(0, rows, product) if sparse else product
             grad_x = grad_x.view_as(x)
         if ctx.needs_input_grad[1]:
-            grad_weight = flat_x.T @ flat_grad
-        if ctx.has_bias and ctx.needs_input_grad[2]:
-            grad_bias = flat_grad.sum(dim=0)
-        return grad_x, grad_weight, grad_bias
+            grad_weight = (flat_grad.T @ flat_x if ctx.out_first else flat_x.T @ flat_grad).to(weight.dtype)
+        if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
+            grad_bias = flat_grad.sum(dim=0).to(ctx.bias_dtype)
+        return grad_x, grad_weight, grad_bias, None

@@ -29,8 +29,8 @@ def evaluate(objective: Objective, batches: Iterable[Batch], step: int, kinds: l
         heads ≥ 1 `acceptance/head_{h}`, how often a decoder would keep its draft (`wmtp_core.kept_drafts`), over its
         targets like the others, and `tokens_per_forward`, 1 and the sum of these. With noise labels
         `clean_ce/head_{h}` (on clean targets), `noise/…` and, with a reference, `excess_auc` (probability that a clean
-        target's excess loss on heads ≥ 1 is above a noisy one's); with rewards `value_auc` (the same of values at the
-        ends of good and bad documents).
+        target's excess loss on heads ≥ 1 is above a noisy one's; `excess_auc/{kind}`: above one's of that kind); with
+        rewards `value_auc` (the same of values at the ends of good and bad documents).
     """
     horizon, kinds_and_clean = objective.horizon, len(kinds) + 1
     # By head and kind: ce, targets, and how many were selected, predicted right, and kept as drafts.
@@ -51,7 +51,7 @@ def evaluate(objective: Objective, batches: Iterable[Batch], step: int, kinds: l
         if signals.reference_ce is not None:
             later = signals.valid[..., 1:]
             excess = excess_loss(signals.ce, signals.reference_ce)[..., 1:][later]
-            excesses.append((excess.cpu(), (kind[..., 1:][later] == 0).cpu()))
+            excesses.append((excess.cpu(), kind[..., 1:][later].cpu()))
         if output.values is not None and batch.rewards is not None:
             ends = document_ends(batch.document_ids) & ~batch.rewards.isnan()
             values.append((output.values[ends].cpu(), (batch.rewards[ends] > 0.5).cpu()))
@@ -65,9 +65,13 @@ def evaluate(objective: Objective, batches: Iterable[Batch], step: int, kinds: l
         figures |= _by_head("clean_ce", ce[:, :1], targets[:, :1])
         figures |= noise_figures(targets[1:].sum(0).tolist(), selected[1:].sum(0).tolist(), kinds)
         if excesses:
-            figures["excess_auc"] = _auc_over_ranks(excesses)
+            excess, kind = _over_ranks(excesses)
+            figures["excess_auc"] = auc(excess, kind == 0)
+            for number, name in enumerate(kinds, start=1):
+                compared = (kind == 0) | (kind == number)
+                figures[f"excess_auc/{name}"] = auc(excess[compared], kind[compared] == 0)
     if values:
-        figures["value_auc"] = _auc_over_ranks(values)
+        figures["value_auc"] = auc(*_over_ranks(values))
     # Where all documents are good, or all are bad, there is nothing to tell apart.
     return {name: figure for name, figure in figures.items() if not math.isnan(figure)}
 
@@ -87,10 +91,11 @@ def auc(scores: Tensor, positive: Tensor) -> float:
     return ((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(scores) - n))).item()
 
 
-def _auc_over_ranks(pieces: list[tuple[Tensor, Tensor]]) -> float:
+def _over_ranks(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Two columns, of all ranks."""
     mine = tuple(torch.cat(column) for column in zip(*pieces, strict=True))
-    scores, positive = (torch.cat(column) for column in zip(*_gather(mine), strict=True))
-    return auc(scores, positive)
+    first, second = (torch.cat(column) for column in zip(*_gather(mine), strict=True))
+    return first, second
 
 
 def _gather(mine: Any) -> list[Any]:

@@ -115,7 +115,7 @@ class ReferenceSettings(BaseModel):
     scores: Path | None = None
     """Folder that launch/score.py writes; training with it loads no reference model."""
     scores_dtype: Literal["float32", "float16"] = "float32"
-    """What scores are stored in; float16 halves the folder at a relative error of at most 2^-11."""
+    """What scores are stored in; float16 halves them, and puts each within 2^-11 of itself or 2^-25 nats."""
 
 
 class CriticSettings(BaseModel):

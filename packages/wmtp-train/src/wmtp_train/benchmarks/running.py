@@ -46,7 +46,7 @@ def run_benchmarks(
         policy: in evaluation mode.
         seed: of the draws.
     """
-    figures = {}
+    figures: dict[str, float] = {}
     if wanted.humaneval:
         figures |= _humaneval(policy, tokenizer, wanted, seed, folder)
     if wanted.tasks:

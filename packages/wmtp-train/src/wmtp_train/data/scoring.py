@@ -41,7 +41,8 @@ def score(
     `token_losses` maps a batch (CPU tensors) to −log P_ref of each token, [B, S] in nats by target position.
     Process `rank` of `world` takes the shards rank, rank + world, … that are not done yet, and rank 0 joins them after
     a barrier of torch.distributed, where that runs. `progress(done, total)` gets this process's rows after each batch.
-    `dtype` "float16" halves the folder, at a relative error of up to 2^-11; `computed_in` is the reference's dtype.
+    `dtype` "float16" halves the folder, and puts each loss within 2^-11 of itself or 2^-25 nats; `computed_in` is the
+    reference's dtype.
     `in_step`: all processes (of torch.distributed) call `token_losses` equally often, as a reference that is sharded
     over them needs; one with fewer rows left than another goes on with rows of no meaning.
 
