@@ -3,16 +3,16 @@
 The export is made aside, read back and compared with the model; only then it gets its name.
 """
 
-import argparse
 import shutil
 from pathlib import Path
-from typing import NoReturn
 
 import transformers
+from safetensors import SafetensorError
 
 from wmtp_core import UserError
 from wmtp_models import load_tokenizer, load_wmtp
 from wmtp_models.formats.exporting import FORMATS
+from wmtp_train.command_line import Parser
 from wmtp_train.durable import partial_of, publish_folder, sync
 from wmtp_train.processes import run
 
@@ -20,14 +20,6 @@ FORMATS_HELP = (
     "hf: trunk and head 0, a plain model; wmtp: everything; medusa: mlp and linear heads for vLLM; "
     "consolidated: params.json and consolidated.pth, a Llama with a layer for each head"
 )
-
-
-class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print."""
-        raise UserError(f"command line: {message}; --help lists the options")
 
 
 def main() -> None:
@@ -54,7 +46,7 @@ def main() -> None:
         for path in partial.rglob("*"):
             sync(path)
         publish_folder(partial, arguments.output)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter where the disk is full
         raise UserError(f"--output {arguments.output} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

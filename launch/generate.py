@@ -8,26 +8,28 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from wmtp_core import UserError
-from wmtp_models import Generation, MtpForCausalLM, Sampling, TextStream, generate, load_tokenizer, load_wmtp
+from wmtp_models import (
+    Generation,
+    MtpForCausalLM,
+    Sampling,
+    TextStream,
+    generate,
+    load_tokenizer,
+    load_wmtp,
+    stop_tokens,
+)
+from wmtp_train.command_line import Parser
 from wmtp_train.processes import run
 
 RUNS = 5  # of each kind, to compare
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print."""
-        raise UserError(f"command line: {message}; --help lists the options")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -58,7 +60,7 @@ def main() -> None:
     rows = [tokenise(tokenizer, prompt) for prompt in prompts]
     options: dict[str, Any] = {
         "max_new_tokens": arguments.max_new_tokens,
-        "eos_token_ids": () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,),
+        "eos_token_ids": stop_tokens(policy, tokenizer),
         "sampling": sampling,
         "exact": not arguments.no_exact,
     }

@@ -28,9 +28,9 @@ def main() -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     # The micro-batch of training, so that a live reference would compute the very same numbers.
     micro_batch = read_deepspeed_config(settings.deepspeed_config, world)["train_micro_batch_size_per_gpu"]
+    fingerprint = weights_fingerprint(source)
     reference = open_reference(settings, open_tokenizer(settings))
     inputs = open_inputs(settings, with_scores=False, vocab_size=reference.causal_lm.config.vocab_size)
-    fingerprint = weights_fingerprint(source)
 
     def token_losses(batch: Batch) -> torch.Tensor:
         here = batch.to(device())

@@ -55,7 +55,7 @@ def test_encoder_decoder_is_refused() -> None:
 def test_flash_attention_is_refused(make_causal_lm: Make) -> None:
     causal_lm = make_causal_lm()
     causal_lm.config._attn_implementation_internal = "flash_attention_2"  # as where its kernels are installed
-    with pytest.raises(UserError, match="packed documents.*sdpa"):
+    with pytest.raises(UserError, match=r"packed documents.*sdpa"):
         require_plain_logits(causal_lm)
 
 

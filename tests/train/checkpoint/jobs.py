@@ -14,7 +14,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor
 
-from wmtp_models import build_policy
+from wmtp_models import build_policy, train_later_heads
 from wmtp_train.checkpoint import held_by_this_run, load_checkpoint, newest_whole_checkpoint, save_checkpoint
 from wmtp_train.engine import build_engine
 from wmtp_train.settings import OptimizerSettings
@@ -23,8 +23,12 @@ ROWS = 4  # of a step, over all ranks
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}  # to files, as Python's audit names them
 
 
-def make_engine(model: dict[str, Any], stage: int, world: int, seed: int = 0) -> DeepSpeedEngine:
+def make_engine(
+    model: dict[str, Any], stage: int, world: int, seed: int = 0, train: str = "all"
+) -> DeepSpeedEngine:
     policy = build_policy(model, vocab_size=50, horizon=2, value_head=False, seed=seed)
+    if train == "heads":
+        train_later_heads(policy)
     config = {"train_batch_size": ROWS, "train_micro_batch_size_per_gpu": ROWS // world}
     config |= {"gradient_accumulation_steps": 1, "gradient_clipping": 0.0, "zero_optimization": {"stage": stage}}
     return build_engine(policy, config, OptimizerSettings(learning_rate=1e-3, warmup_steps=2), steps=10)
@@ -40,7 +44,7 @@ def learn(engine: DeepSpeedEngine, rank: int, first: int, last: int) -> None:
 
 
 def state_of(engine: DeepSpeedEngine) -> dict[str, Tensor]:
-    """Every weight, and where ZeRO splits them, both moments; whole."""
+    """Every weight, and both moments of what learns; whole."""
     stage = engine.zero_optimization_stage()
     state = {}
     if stage in (1, 2):  # DeepSpeed links the moments once, when only the first group has had its step
@@ -49,6 +53,8 @@ def state_of(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     for name, parameter in engine.module.named_parameters():
         with zero.GatheredParameters([parameter], enabled=stage == 3):
             state[name] = parameter.detach().clone()
+        if not parameter.requires_grad:
+            continue
         if stage:
             state[f"{name}/fp32"] = safe_get_full_fp32_param(parameter).clone()
         for moment in ("exp_avg", "exp_avg_sq"):
@@ -58,9 +64,9 @@ def state_of(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     return state
 
 
-def save_after(rank: int, model: dict[str, Any], stage: int, folder: Path) -> Any:
+def save_after(rank: int, model: dict[str, Any], stage: int, folder: Path, train: str = "all") -> Any:
     """Two steps, a checkpoint, two more: the state then, and at the end."""
-    engine = make_engine(model, stage, dist.get_world_size())
+    engine = make_engine(model, stage, dist.get_world_size(), train=train)
     learn(engine, rank, 0, 2)
     save_checkpoint(engine, folder, 2, {}, keep=2)
     saved = state_of(engine)
@@ -68,9 +74,9 @@ def save_after(rank: int, model: dict[str, Any], stage: int, folder: Path) -> An
     return saved, state_of(engine), engine.get_lr()
 
 
-def go_on(rank: int, model: dict[str, Any], stage: int, folder: Path) -> Any:
+def go_on(rank: int, model: dict[str, Any], stage: int, folder: Path, train: str = "all") -> Any:
     """The newest checkpoint, in an engine that began elsewhere, and two more steps; then what was drawn."""
-    engine = make_engine(model, stage, dist.get_world_size(), seed=1)
+    engine = make_engine(model, stage, dist.get_world_size(), seed=1, train=train)
     path = newest_whole_checkpoint(folder)
     load_checkpoint(engine, path, {}, seed=7)
     drawn = torch.rand(3)

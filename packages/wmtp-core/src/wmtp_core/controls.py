@@ -29,7 +29,8 @@ class RandomWeighting(HeadWeighting):
         # A hash of (seed, step, row, position, head) and no generator: the draw is the same for every split into ranks.
         _, length, horizon = signals.valid.shape
         device = signals.valid.device
-        key = _mix(signals.row_ids + _mix(_mix(torch.tensor(self.seed)) + signals.step).to(device))  # [B]
+        seed = torch.full((), self.seed, dtype=torch.int64, device=device)
+        key = _mix(signals.row_ids + _mix(_mix(seed) + signals.step))  # [B]
         cell = torch.arange(length * horizon, device=device).view(1, length, horizon)
         scores = (_mix(key.view(-1, 1, 1) + cell) & 0xFFFFFF).float()  # [B, S, H], 24 bits: exact in float32
         return select_top_scores(scores, signals.valid, self.k_percent, self.scope, self.group)

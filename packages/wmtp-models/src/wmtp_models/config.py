@@ -18,6 +18,8 @@ class MtpConfig(PreTrainedConfig):
             `mlp`, a residual block each, or `linear`, a matrix each.
         value_head: whether the policy carries a value head.
         value_gradient_to_trunk: whether the value head's loss also trains the trunk.
+        generation: the plain model's generation_config.json: its stop tokens, how it samples; None: as the trunk's
+            configuration has it.
     """
 
     model_type = "wmtp"
@@ -31,6 +33,7 @@ class MtpConfig(PreTrainedConfig):
         head_kind: str = LAYER,
         value_head: bool = False,
         value_gradient_to_trunk: bool = False,
+        generation: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if horizon < 1:
@@ -43,3 +46,4 @@ class MtpConfig(PreTrainedConfig):
         self.head_kind = head_kind
         self.value_head = value_head
         self.value_gradient_to_trunk = value_gradient_to_trunk
+        self.generation = generation

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, GenerationConfig, PreTrainedModel
 
 from wmtp_core import GradientGuess, linear_argmax, linear_cross_entropy, mtp_targets
 from wmtp_models.config import MtpConfig
@@ -53,7 +53,11 @@ class MtpForCausalLM(PreTrainedModel):
 
     def __init__(self, config: MtpConfig, causal_lm: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.causal_lm = AutoModelForCausalLM.from_config(config.trunk) if causal_lm is None else causal_lm
+        if causal_lm is None:
+            causal_lm = AutoModelForCausalLM.from_config(config.trunk)
+            if config.generation is not None:
+                causal_lm.generation_config = GenerationConfig.from_dict(config.generation)
+        self.causal_lm = causal_lm
         parts = decoder_parts(self.causal_lm)
         weight = parts.unembedding.weight
         layers = config.horizon if config.head_kind == LAYER else 1
@@ -85,6 +89,7 @@ class MtpForCausalLM(PreTrainedModel):
             horizon=horizon,
             head_kind=head_kind,
             value_head=value_head,
+            generation=causal_lm.generation_config.to_diff_dict(),
             dtype=causal_lm.dtype,
         )
         return cls(config, causal_lm).train(causal_lm.training)

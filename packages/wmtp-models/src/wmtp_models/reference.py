@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from wmtp_core import UserError, linear_cross_entropy, mtp_targets
 from wmtp_models.decoder import decoder_parts, require_plain_logits
+from wmtp_models.formats import consolidated
 from wmtp_models.loading import load_causal_lm, load_tokenizer
 from wmtp_models.packed import complete_layout
 from wmtp_models.sources import locate
@@ -129,7 +130,7 @@ def _cutting_rules(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def weights_fingerprint(source: str | Path) -> str:
-    """What distinguishes one trained model from another: its weight files and its config.json, or its GGUF file.
+    """What distinguishes one trained model from another: its weight files and what describes them, or its GGUF file.
 
     Returns:
         sha256 in hex over names and contents; the folder's own name and place do not enter.
@@ -140,6 +141,8 @@ def weights_fingerprint(source: str | Path) -> str:
     place, gguf = locate(source)
     folder = Path(place)
     files = [folder / name for name in gguf.values()]
+    if not files and consolidated.is_folder(folder):
+        files = [folder / consolidated.PARAMS, folder / consolidated.WEIGHTS]
     if not files:
         weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
         config = folder / "config.json"

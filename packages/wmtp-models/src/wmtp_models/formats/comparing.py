@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from wmtp_core import UserError
 from wmtp_models.mtp import MtpForCausalLM
@@ -41,6 +42,16 @@ def require_equal(expected: Tensor, found: Tensor, what: str) -> None:
     """
     if expected.dtype != found.dtype or not torch.equal(expected, found):
         raise UserError(f"{what} differ from the model's after reading them back: nothing was kept")
+
+
+def require_same_generation(expected: GenerationConfig, found: GenerationConfig, folder: Path) -> None:
+    """The same stop tokens and the same way to sample.
+
+    Raises:
+        UserError: not.
+    """
+    if expected != found:
+        raise UserError(f"generation_config.json in {folder} differs from the model's: nothing was kept")
 
 
 def require_close(expected: Tensor, found: Tensor, eps: float, what: str) -> float:

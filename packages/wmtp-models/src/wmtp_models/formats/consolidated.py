@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from wmtp_core import UserError
 from wmtp_models.config import MtpConfig
 from wmtp_models.formats.comparing import head_logits, require_equal, require_same_weights
-from wmtp_models.formats.llama_2 import our_names, policy_config, published_params, turned
+from wmtp_models.formats.llama_2 import CONTEXT, our_names, policy_config, published_params, require_params, turned
 from wmtp_models.mtp import MtpForCausalLM
 from wmtp_models.sources import load_complete, one_line
 from wmtp_models.state_heads import LAYER
@@ -27,8 +28,9 @@ _DERIVED = "rope.freqs"  # a table of Llama 2's that its other numbers give
 
 
 def is_folder(source: str | Path) -> bool:
-    """Whether this is a folder of that format."""
-    return (Path(source) / PARAMS).is_file()
+    """Whether this is a folder of that format; a config.json goes before, as Mistral's repositories hold both."""
+    folder = Path(source)
+    return (folder / PARAMS).is_file() and not (folder / "config.json").is_file()
 
 
 def load(folder: Path, dtype: torch.dtype | None = None) -> MtpForCausalLM:
@@ -60,7 +62,13 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> MtpForCausalLM:
 
 def left_out(policy: MtpForCausalLM) -> list[str]:
     """What the format has no place for."""
-    return [] if policy.value_head is None else ["the value head"]
+    context = policy.config.trunk.max_position_embeddings
+    parts = {
+        "the value head": policy.value_head is not None,
+        f"the context length {context} (readers take {CONTEXT})": context != CONTEXT,
+        "the settings of generation_config.json": policy.causal_lm.generation_config != GenerationConfig(),
+    }
+    return [part for part, there in parts.items() if there]
 
 
 def save(policy: MtpForCausalLM, folder: Path) -> None:
@@ -68,6 +76,7 @@ def save(policy: MtpForCausalLM, folder: Path) -> None:
 
     Raises:
         UserError: the model is not a Llama 2 with a layer for each head.
+        OSError: the folder cannot be written.
     """
     config = policy.config
     state = {name: weight for name, weight in policy.state_dict().items() if not name.startswith("value_head.")}
@@ -75,7 +84,10 @@ def save(policy: MtpForCausalLM, folder: Path) -> None:
     theirs = {ours: name for name, ours in our_names(config).items()}
     weights = {theirs[name]: turned(name, weight, config, back=True) for name, weight in state.items()}
     (folder / PARAMS).write_text(json.dumps(published_params(config), indent=2))
-    torch.save(weights, folder / WEIGHTS)
+    try:
+        torch.save(weights, folder / WEIGHTS)
+    except RuntimeError as error:  # its way to say that the disk is full
+        raise OSError(one_line(error)) from error
 
 
 def check(policy: MtpForCausalLM, folder: Path) -> str:
@@ -93,16 +105,12 @@ def check(policy: MtpForCausalLM, folder: Path) -> str:
 
 def _read_params(path: Path) -> dict[str, Any]:
     try:
-        params: dict[str, Any] = json.loads(path.read_text())
+        params = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}): copy it again") from error
-    missing = [key for key in ("dim", "n_layers", "n_heads") if not isinstance(params.get(key), int)]
-    if missing:
-        raise UserError(f"{path} lacks {missing[0]}, a whole number: copy it again")
-    if params["n_heads"] < 1 or params["dim"] % (2 * params["n_heads"]):
-        raise UserError(f"{path}: dim {params['dim']} does not split into {params['n_heads']} heads of even width")
-    if not 1 <= params.get("n_future_tokens", 1) <= params["n_layers"]:
-        raise UserError(f"{path}: n_future_tokens is {params['n_future_tokens']} of {params['n_layers']} layers")
+    if not isinstance(params, dict):
+        raise UserError(f"{path} is a {type(params).__name__}, not a dictionary of parameters: copy it again")
+    require_params(params, path)
     return params
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
-from wmtp_models.formats.comparing import probe, require_equal, require_same_weights
+from wmtp_models.formats.comparing import probe, require_equal, require_same_generation, require_same_weights
 from wmtp_models.mtp import MtpForCausalLM
 
 
@@ -17,7 +17,11 @@ def left_out(policy: MtpForCausalLM) -> list[str]:
 
 def save(policy: MtpForCausalLM, folder: Path) -> None:
     """Write what any program that knows the trunk's architecture loads."""
-    policy.unwrap().save_pretrained(folder)
+    plain = policy.unwrap()
+    generation, plain.generation_config = plain.generation_config, GenerationConfig()
+    plain.save_pretrained(folder)
+    # By itself, since save_pretrained refuses settings that contradict each other, as some published ones do.
+    generation.to_json_file(folder / "generation_config.json")
 
 
 @torch.no_grad()
@@ -30,6 +34,7 @@ def check(policy: MtpForCausalLM, folder: Path) -> str:
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     expected = policy.unwrap().state_dict()
     require_same_weights(dict(expected), dict(plain.state_dict()), folder)
+    require_same_generation(policy.causal_lm.generation_config, plain.generation_config, folder)
     tokens = probe(policy)
     logits = policy.causal_lm(input_ids=tokens, use_cache=False).logits
     require_equal(logits, plain(input_ids=tokens, use_cache=False).logits, f"the logits of {folder}")

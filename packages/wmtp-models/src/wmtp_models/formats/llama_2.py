@@ -1,13 +1,21 @@
 """Llama 2 with heads as it was published, in transformers' terms: parameters, names and the order of dimensions."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import LlamaConfig
 
+from wmtp_core import UserError
 from wmtp_models.config import MtpConfig
 
-_CONTEXT = 4096  # Llama 2's; the format does not say
+CONTEXT = 4096  # Llama 2's; the format does not say
+_COUNTS = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "n_future_tokens")
+_REALS = ("norm_eps", "rope_theta", "ffn_dim_multiplier")
+_UNUSED = ("vocab_size", "max_batch_size", "max_seq_len")  # the embedding tells the first, -1 in Llama 2's own files
+_REQUIRED = ("dim", "n_layers", "n_heads")
+_MAY_BE_NULL = ("n_kv_heads", "ffn_dim_multiplier")
 _SHARED = {
     "tok_embeddings.weight": "causal_lm.model.embed_tokens.weight",
     "norm.weight": "causal_lm.model.norm.weight",
@@ -26,6 +34,34 @@ _IN_A_LAYER = {
 }
 
 
+def require_params(params: dict[str, Any], path: Path) -> None:
+    """Refuse what does not describe a Llama 2 with heads, or might describe more than that.
+
+    Raises:
+        UserError: a parameter that is missing, unknown or out of its bounds; numbers that do not go together.
+    """
+    if unknown := sorted(params.keys() - {*_COUNTS, *_REALS, *_UNUSED}):
+        raise UserError(
+            f"{path} has {unknown[0]} ({params[unknown[0]]!r}), which Llama 2 does not: convert the model to Hugging "
+            "Face's format with the tool of those who published it"
+        )
+    for name in (*_REQUIRED, *params):
+        value = params.get(name)
+        if name in _UNUSED or (name in _MAY_BE_NULL and value is None):
+            continue
+        what, types = ("whole number", (int,)) if name in _COUNTS else ("finite number", (int, float))
+        if type(value) not in types or not 0 < value < math.inf:
+            raise UserError(f"{path}: {name} is {value!r}, not a {what} above 0: copy it again")
+    dim, layers, heads = (params[name] for name in _REQUIRED)
+    groups, horizon = params.get("n_kv_heads") or heads, params.get("n_future_tokens", 1)
+    if dim % (2 * heads):
+        raise UserError(f"{path}: dim {dim} does not split into n_heads {heads} of even width: copy it again")
+    if heads % groups:
+        raise UserError(f"{path}: n_heads {heads} is not a multiple of n_kv_heads {groups}: copy it again")
+    if horizon > layers:
+        raise UserError(f"{path}: n_future_tokens is {horizon} of {layers} layers: copy it again")
+
+
 def policy_config(params: dict[str, Any], vocab_size: int) -> MtpConfig:
     """Our configuration of what params.json describes."""
     horizon = params.get("n_future_tokens", 1)
@@ -40,7 +76,9 @@ def policy_config(params: dict[str, Any], vocab_size: int) -> MtpConfig:
         num_key_value_heads=params.get("n_kv_heads") or params["n_heads"],
         rms_norm_eps=params.get("norm_eps", 1e-5),
         rope_parameters={"rope_type": "default", "rope_theta": params.get("rope_theta", 10000.0)},
-        max_position_embeddings=_CONTEXT,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=None,  # the defaults of these ids belong to one tokenizer
+        eos_token_id=None,
     )
     return MtpConfig(trunk=trunk, horizon=horizon)
 

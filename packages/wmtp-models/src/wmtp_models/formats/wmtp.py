@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wmtp_models.formats.comparing import head_logits, require_equal, require_same_weights
+from wmtp_models.formats.comparing import head_logits, require_equal, require_same_generation, require_same_weights
 from wmtp_models.mtp import MtpForCausalLM
 
 
@@ -25,5 +25,6 @@ def check(policy: MtpForCausalLM, folder: Path) -> str:
     again = MtpForCausalLM.from_pretrained(folder, dtype="auto").eval()
     expected = dict(policy.state_dict())
     require_same_weights(expected, dict(again.state_dict()), folder)
+    require_same_generation(policy.causal_lm.generation_config, again.causal_lm.generation_config, folder)
     require_equal(head_logits(policy), head_logits(again), f"the logits of {folder}")
     return f"{len(expected)} weights and the logits of {policy.config.horizon} heads are equal to the bit"

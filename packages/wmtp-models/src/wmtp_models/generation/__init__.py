@@ -3,6 +3,6 @@
 from wmtp_models.generation.decoding import generate
 from wmtp_models.generation.result import Generation
 from wmtp_models.generation.sampling import Sampling
-from wmtp_models.generation.text import TextStream
+from wmtp_models.generation.text import TextStream, stop_tokens
 
-__all__ = ["Generation", "Sampling", "TextStream", "generate"]
+__all__ = ["Generation", "Sampling", "TextStream", "generate", "stop_tokens"]

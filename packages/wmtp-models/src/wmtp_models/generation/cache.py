@@ -37,9 +37,10 @@ class RaggedCache:
         """Keep some rows, less the last tokens of each.
 
         Args:
-            rows: int64 `[R]`, of the B rows.
+            rows: int64 `[R]`, of the B rows, ascending.
             dropped: int64 `[R]`, how many tokens each of them loses.
         """
+        all_stay = len(rows) == len(self.lengths)
         self.lengths = self.lengths[rows] - dropped
         width = int(self.lengths.max())
         starts = self.layers.get_seq_length() - dropped - width  # [R], negative where only holes stand before
@@ -47,8 +48,10 @@ class RaggedCache:
         together = bool((starts == starts[0]).all())
         for layer in self.layers.layers:
             for name in ("keys", "values"):
-                states = getattr(layer, name)[rows]  # [R, heads, slots, D]
-                if together:
+                states = getattr(layer, name)
+                if not all_stay:
+                    states = states[rows]  # [R, heads, slots, D]
+                if together:  # a view, which the next forward copies anyway
                     states = states.narrow(2, int(starts[0]), width)
                 else:
                     index = slots.clamp(min=0)[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])

@@ -40,6 +40,8 @@ class Greedy:
         Returns:
             How many drafts each row keeps, int64 `[B]`, and the token after them, int64 `[B]`.
         """
+        going = {row.number for row in rows}
+        self._plain = {number: plain for number, plain in self._plain.items() if number in going}
         chosen = logits.argmax(dim=-1)  # [B, d + 1]
         if self._exact:
             for b, place in doubtful(logits, self._causal_lm.dtype).nonzero().tolist():

@@ -1,6 +1,15 @@
-"""Text from tokens as they come."""
+"""Text from tokens as they come, and where it ends."""
 
 from transformers import PreTrainedTokenizerFast
+
+from wmtp_models.mtp import MtpForCausalLM
+
+
+def stop_tokens(policy: MtpForCausalLM, tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """What ends a text: the tokenizer's EOS, as in the training data, and what transformers' `generate` stops at."""
+    ends = policy.causal_lm.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return {*ends, tokenizer.eos_token_id} - {None}
 
 
 class TextStream:
@@ -14,21 +23,32 @@ class TextStream:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: list[int]) -> None:
         self._tokenizer = tokenizer
-        self._tokens = list(prompt)
-        self._told = len(self._text())
+        self._tokens = list(prompt)  # the last ones alone: what is before them can no longer change the text
+        self._settled = 0
+        self._told = len(self._text(self._tokens))
 
     def put(self, tokens: list[int]) -> str:
         """What these tokens add, as far as no later token can change it."""
         self._tokens += tokens
+        text = self._text(self._tokens)
         # The bytes of an unfinished character decode as U+FFFD for now.
-        return self._tell(self._text().rstrip("\N{REPLACEMENT CHARACTER}"))
+        new = self._tell(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+        if new and self._told == len(text):
+            self._forget()
+        return new
 
     def end(self) -> str:
         """What was held back."""
-        return self._tell(self._text())
+        return self._tell(self._text(self._tokens))
 
-    def _text(self) -> str:
-        text: str = self._tokenizer.decode(self._tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def _forget(self) -> None:
+        """Drop the tokens before those that came last, or each piece would take as long as all before it together."""
+        last = self._tokens[self._settled :]
+        if told := self._text(last):  # or the next token would be taken for the start of a text
+            self._tokens, self._settled, self._told = last, len(last), len(told)
+
+    def _text(self, tokens: list[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     def _tell(self, text: str) -> str:

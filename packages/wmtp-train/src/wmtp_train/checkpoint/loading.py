@@ -37,9 +37,10 @@ def load_checkpoint(engine: DeepSpeedEngine, path: Path, expected: dict[str, Any
     _tell_of_other_versions(path, about["versions"])
     same_world = about["world_size"] == dist.get_world_size()
     if same_world or about["stage"] == 0:  # at stage 0 every rank loads everything
-        engine.load_checkpoint(str(path.parent), tag=path.name)
+        loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
+        assert loaded is not None, "DeepSpeed only warns of a checkpoint that it cannot load"
     else:
-        load_on_another_world(engine, path)
+        load_on_another_world(engine, path, about["world_size"])
     if same_world:
         restore_rng(path)
     else:

@@ -1,7 +1,8 @@
 """A checkpoint of one number of processes for another: DeepSpeed's universal checkpoint, made for the load and removed.
 
 Paper: Lian et al., Universal Checkpointing, arXiv 2406.18820. It holds the float32 weight, both moments and the step
-of every parameter whole, so that any number of ranks cuts its own share from them: nothing is rounded.
+of every parameter that learns, whole, so that any number of ranks cuts its own share from them: nothing is rounded.
+What does not learn is in no optimizer, and is loaded here.
 """
 
 import argparse
@@ -12,19 +13,22 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from deepspeed import zero
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.engine import DeepSpeedEngine
 
 from wmtp_train.together import on_rank_0
 
 
-def load_on_another_world(engine: DeepSpeedEngine, path: Path) -> None:
-    """Load what another number of processes saved, at ZeRO stage 1, 2 or 3. Every rank must call it."""
+def load_on_another_world(engine: DeepSpeedEngine, path: Path, saved_world: int) -> None:
+    """Load what `saved_world` processes saved, at ZeRO stage 1, 2 or 3. Every rank must call it."""
     universal = path.with_name(f".{path.name}.universal.partial")
     try:
         on_rank_0(lambda: _convert(path, universal), f"checkpoint {path} cannot be converted to another world size")
         engine._config.load_universal_checkpoint = True  # read at each load, like `checkpoint: {load_universal: true}`
-        engine.load_checkpoint(str(universal.parent), tag=universal.name)
+        loaded, _ = engine.load_checkpoint(str(universal.parent), tag=universal.name)
+        assert loaded is not None, "DeepSpeed only warns of a checkpoint that it cannot load"
+        _load_what_does_not_learn(engine, path, saved_world)
         if engine.zero_optimization_stage() == 3:
             _mend_optimizer(engine.optimizer.optimizer, universal)
         dist.barrier()
@@ -32,6 +36,31 @@ def load_on_another_world(engine: DeepSpeedEngine, path: Path) -> None:
         engine._config.load_universal_checkpoint = False
         if dist.get_rank() == 0:
             shutil.rmtree(universal, ignore_errors=True)
+
+
+@torch.no_grad()
+def _load_what_does_not_learn(engine: DeepSpeedEngine, path: Path, saved_world: int) -> None:
+    """Frozen parameters and saved buffers, which a universal load leaves as they are."""
+    sharded = engine.zero_optimization_stage() == 3
+    names = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(saved_world)]
+    states = [
+        torch.load(path / name, map_location="cpu", weights_only=False, mmap=True)
+        for name in (names if sharded else ["mp_rank_00_model_states.pt"])
+    ]
+    saved = states[0]["module"]
+    for name, buffer in engine.module.named_buffers():
+        if name in saved:
+            buffer.copy_(saved[name])
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            continue
+        if not sharded:
+            parameter.copy_(saved[name])
+            continue
+        parts = torch.cat([state["frozen_param_fragments"][name] for state in states])  # and padding
+        with zero.GatheredParameters([parameter], modifier_rank=0):
+            if dist.get_rank() == 0:
+                parameter.copy_(parts[: parameter.numel()].view_as(parameter))
 
 
 def _mend_optimizer(optimizer: torch.optim.Optimizer, universal: Path) -> None:
