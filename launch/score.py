@@ -8,27 +8,27 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from tiny import TINY_CONFIG
-from wmtp_core import UserError
 from wmtp_models import weights_fingerprint
 from wmtp_train.command_line import load_settings
 from wmtp_train.data import Batch, score
 from wmtp_train.engine import read_deepspeed_config
 from wmtp_train.inputs import open_inputs, open_tokenizer
 from wmtp_train.models import open_reference
-from wmtp_train.processes import device, run, start_processes
+from wmtp_train.processes import device, refuse_alike, run, start_processes
+from wmtp_train.together import together
 
 
 def main() -> None:
     """Score every set that the settings name."""
-    settings = load_settings(tiny_config=TINY_CONFIG)
+    start_processes()  # first, so that what is wrong with the settings is said once
+    settings = together(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
     source, folder = settings.reference.source, settings.reference.scores
     if source is None or folder is None:
-        raise UserError("set reference.source to the reference model, and reference.scores to the folder to write")
-    start_processes()
+        refuse_alike("set reference.source to the reference model, and reference.scores to the folder to write")
     rank, world = dist.get_rank(), dist.get_world_size()
     # The micro-batch of training, so that a live reference would compute the very same numbers.
     micro_batch = read_deepspeed_config(settings.deepspeed_config, world)["train_micro_batch_size_per_gpu"]
-    fingerprint = weights_fingerprint(source)
+    fingerprint = together(lambda: weights_fingerprint(source), f"reference {source}")
     reference = open_reference(settings, open_tokenizer(settings))
     inputs = open_inputs(settings, with_scores=False, vocab_size=reference.causal_lm.config.vocab_size)
 
@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "the same command goes on where this one ended")

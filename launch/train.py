@@ -12,14 +12,14 @@ from wmtp_train.command_line import load_settings
 from wmtp_train.processes import run, start_processes
 from wmtp_train.signals import noting_stop_signals
 from wmtp_train.tables import figures_table
-from wmtp_train.together import on_rank_0
+from wmtp_train.together import on_rank_0, together
 
 
 def main() -> None:
     """Read the settings, build the trainer that they name, and run it."""
-    settings = load_settings(tiny_config=TINY_CONFIG)
-    algorithm = trainer_class(settings.algo)
-    start_processes()
+    start_processes()  # first, so that what is wrong with the settings is said once
+    settings = together(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
+    algorithm = together(lambda: trainer_class(settings.algo), "algo")
     require_same_settings(settings)
     if settings.tiny:
         with_reference = settings.algo in ("rho1-wmtp", "softmax-excess")

@@ -59,6 +59,10 @@ def nan(loss: MicroBatchLoss) -> MicroBatchLoss:
     return replace(loss, total=loss.total * math.nan, signals=replace(loss.signals, ce=loss.signals.ce * math.nan))
 
 
+def nan_gradient(loss: MicroBatchLoss) -> None:
+    loss.total.register_hook(lambda gradient: gradient * math.nan)
+
+
 def lose_cache(loss: MicroBatchLoss) -> None:
     shutil.rmtree(os.environ["CACHE"])
 

@@ -267,6 +267,14 @@ def test_scoring_needs_a_reference_and_a_place(refusal, config):
     assert "reference.source" in refusal({**config, "reference": {"scores": "somewhere"}}, script="score")
 
 
+def test_scoring_asks_for_a_fingerprint_before_it_loads(refusal, config, tmp_path, monkeypatch):
+    """A model of minutes is not loaded to hear that its scores could not be told from another's."""
+    monkeypatch.setattr(ReferenceModel, "load", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "bare").mkdir()
+    reference = {"source": str(tmp_path / "bare"), "scores": str(tmp_path / "scores")}
+    assert "does not hold a config.json" in refusal({**config, "reference": reference}, script="score")
+
+
 def test_evaluating_needs_sets_and_a_model(refusal, config):
     line = refusal(config, script="evaluate")
     assert f"{config['output_dir']}/model" in line

@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,23 @@ def export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def small_files() -> Callable[[], AbstractContextManager[None]]:
+    """Makes the system refuse files of more than 8 kB, as a full disk does."""
+
+    @contextmanager
+    def limited() -> Iterator[None]:
+        limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return limited
 
 
 def test_hf_from_the_shell(models: Callable[..., Path], tmp_path: Path, call: Callable[..., object]) -> None:
@@ -134,6 +154,24 @@ def test_an_output_that_cannot_be_written(models, export, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--output .*/file/out cannot be written"):
         export(models("layer"), "hf", tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("form", ["hf", "wmtp", "medusa", "consolidated"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(form: str, models, export, tmp_path: Path, small_files) -> None:
+    folder = models("mlp" if form == "medusa" else "layer", with_tokenizer=False)
+    with small_files(), pytest.raises(UserError, match=r"--output .*out/full cannot be written: ") as caught:
+        export(folder, form, tmp_path / "out" / "full")
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_stop_tokens_go_along(models, export, tmp_path: Path) -> None:
+    folder = models("layer")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"generation": {"eos_token_id": [2, 7, 9]}}))
+    export(folder, "hf", tmp_path / "plain")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "plain").generation_config.eos_token_id == [2, 7, 9]
+    assert "no place for it: the settings of generation_config.json" in export(folder, "consolidated", tmp_path / "c")
 
 
 def test_an_unknown_format_is_refused_in_one_line(export, tmp_path: Path) -> None:

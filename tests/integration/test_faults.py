@@ -198,6 +198,55 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_and_names_it(ranks, con
     assert checkpoints(tmp_path) == ["step_00000002"]
 
 
+def test_a_gradient_that_is_not_finite_on_one_rank_stops_all_and_names_the_step(ranks, config, file_of, tmp_path):
+    config["log_every"] = 5
+    ended = ranks(*file_of(config), faults=[{"fault": "nan_gradient", "rank": 1, "step": 2}])
+    assert ended.codes == [2, 2], ended.logs
+    (line,) = ended.errors()
+    assert line.startswith("error: step 3: the gradient is not finite, though every rank's loss is; the last good ")
+    assert checkpoints(tmp_path) == ["step_00000002"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": "many"}, "seed"),
+        ({"algo": "rho1"}, "algo is 'rho1'; choose one of"),
+        ({"model": {"config": None}}, "neither model.source nor model.config is set"),
+        ({"model": {"config": None, "source": "empty"}}, "empty"),
+        ({"data": {"tokenizer": "empty"}}, "empty"),
+        ({"data": {"train": []}}, "data.train names no file"),
+        ({"data": {"train": ["plain.jsonl"]}, "algo": "critic-wmtp"}, "critic-wmtp needs rows with a `reward`"),
+        ({"reference": {"source": None}, "algo": "rho1-wmtp"}, "rho1-wmtp compares with a reference"),
+        ({"reference": {"source": "empty"}, "algo": "rho1-wmtp"}, "empty"),
+        ({"normalize_by": "selected", "algo": "labelled"}, "normalize_by"),
+        ({"keep_best": "loss"}, "keep_best is 'loss'"),
+    ],
+    ids=str,
+)
+def test_what_all_ranks_know_is_said_once(ranks, config, file_of, tmp_path, changes, said):
+    (tmp_path / "plain.jsonl").write_text(json.dumps({"text": "no reward " * 50}) + "\n")
+    (tmp_path / "empty").mkdir()
+    for name, value in changes.items():
+        config[name] = {**config.get(name, {}), **value} if isinstance(value, dict) else value
+    ended = ranks(*file_of(config))
+    assert ended.codes == [2, 2], ended.logs
+    (line,) = ended.errors()
+    assert line.startswith("error: ")
+    assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_folder_holds_is_refused_once(ranks, config, file_of):
+    config["steps"] = 2
+    assert ranks(*file_of(config)).codes == [0, 0]
+    for arguments, said in [([], "holds a run; --resume it"), (["--resume", "--seed", 8], "saved with seed 0")]:
+        ended = ranks(*file_of(config), *arguments)
+        assert ended.codes == [2, 2], ended.logs
+        (line,) = ended.errors()
+        assert said in line
+
+
 def test_a_rank_with_another_setting_is_refused(ranks, config, file_of, tmp_path):
     ended = ranks(*file_of(config), own={1: ["--optimizer.learning_rate", 0.02]})
     assert ended.codes == [2, 2], ended.logs

@@ -1,7 +1,9 @@
 """`launch/generate.py`: text on stdout, figures on stderr, errors in one line."""
 
 import io
+import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from importlib import util
@@ -75,6 +77,22 @@ def test_greedy_text_of_one_prompt(generate: Call, model: Path) -> None:
     assert code == 0
     assert text == plain_text(model, "def f(", 20) + "\n"
     assert re.fullmatch(r"20 tokens, \d\.\d\d a forward; drafts kept: head 1 \d+%, head 2 \d+%\n", figures)
+
+
+def test_a_text_ends_at_the_models_own_stop_tokens(generate: Call, model: Path, tmp_path: Path) -> None:
+    """Which a tokenizer, of one EOS, does not know."""
+    tokenizer, folder = load_tokenizer(model), tmp_path / "stopping"
+    prompt = tokenizer("def f(")["input_ids"]
+    row = load_causal_lm(model).eval().generate(torch.tensor([prompt]), max_new_tokens=20, pad_token_id=0)[0].tolist()
+    stop = row[len(prompt) + 5]
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["generation"] = {"eos_token_id": [len(tokenizer) - 1, stop]}
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = row[: row.index(stop, len(prompt)) + 1]
+    code, text, _ = generate("--prompt", "def f(", "--max-new-tokens", 20, source=folder)
+    assert (code, text) == (0, tokenizer.decode(expected, skip_special_tokens=True) + "\n")
+    assert len(text) < len(generate("--prompt", "def f(", "--max-new-tokens", 20)[1])
 
 
 @pytest.mark.parametrize("head_kind", ["mlp", "linear"])

@@ -7,6 +7,7 @@ from wmtp_models import MtpConfig
 
 def test_what_is_saved_comes_back(tmp_path) -> None:
     said = {"horizon": 3, "head_kind": "linear", "value_head": True, "value_gradient_to_trunk": True}
+    said |= {"generation": {"eos_token_id": [2, 7]}}
     MtpConfig(trunk=LlamaConfig(hidden_size=64), **said).save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(again, MtpConfig)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from wmtp_core import UserError, shift_to_heads
 from wmtp_models import MtpForCausalLM, ReferenceModel, require_same_tokenizer, weights_fingerprint
+from wmtp_models.formats import consolidated
 
 Make = Callable[..., PreTrainedModel]
 MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
@@ -171,3 +172,18 @@ def test_fingerprint_is_of_weights_and_config_alone(make_causal_lm: Make, tmp_pa
     (second / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"does not hold a config.json and \*.safetensors .*, or a GGUF file"):
         weights_fingerprint(second)
+
+
+def test_fingerprint_of_the_published_format(make_causal_lm: Make, tmp_path: Path) -> None:
+    consolidated.save(MtpForCausalLM.wrap(make_causal_lm(), 2), tmp_path)
+    ReferenceModel.load(tmp_path)
+    fingerprint = weights_fingerprint(tmp_path)
+    assert weights_fingerprint(shutil.copytree(tmp_path, tmp_path / "elsewhere")) == fingerprint
+    for name in ("params.json", "consolidated.pth"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content + b" ")
+        assert weights_fingerprint(tmp_path) != fingerprint
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "consolidated.pth").unlink()
+    with pytest.raises(UserError, match=r"there is no .*consolidated.pth: copy it again"):
+        weights_fingerprint(tmp_path)

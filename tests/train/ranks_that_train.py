@@ -1,11 +1,21 @@
-"""A run of a trainer on several ranks; a job for `forked.on_ranks`."""
+"""Runs of a trainer on several ranks; jobs for `forked.on_ranks`."""
 
 import os
+import random
 import signal
 from typing import Any
 
+import torch
+
 from wmtp_train.algorithms import TRAINERS
 from wmtp_train.settings import Settings
+
+
+def draw(rank: int, settings: Settings) -> Any:
+    """What a rank draws in a run, and its weights at the start."""
+    trainer = TRAINERS[settings.algo](settings)
+    weights = [p.detach().clone() for p in trainer.engine.module.parameters()]
+    return random.random(), float(torch.rand(())), weights
 
 
 def train(rank: int, settings: Settings, die_after: int | None = None) -> Any:

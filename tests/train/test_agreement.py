@@ -86,8 +86,7 @@ def test_settings_are_compared_but_for_places_and_helpers(facts_of, make_setting
 
 def test_data_model_and_loaded_weights_are_compared(facts_of, make_settings):
     weights = torch.nn.Linear(3, 2)
-    prepared = SimpleNamespace(fingerprint={"corpus": "c", "tokenizer": "t"})
-    inputs = SimpleNamespace(sets=lambda: {"train": SimpleNamespace(prepared=prepared)})
+    inputs = SimpleNamespace(sets=lambda: {"train": SimpleNamespace(fingerprint={"corpus": "c", "reference": "r"})})
     policy = SimpleNamespace(config=SimpleNamespace(to_dict=lambda: {"horizon": 3}))
 
     def facts(reference, settings):
@@ -97,7 +96,7 @@ def test_data_model_and_loaded_weights_are_compared(facts_of, make_settings):
     one = facts(weights, settings)
     assert one.keys() == {
         "data.train.fingerprint.corpus",
-        "data.train.fingerprint.tokenizer",
+        "data.train.fingerprint.reference",
         "model.horizon",
         "weights.reference.weight",
         "weights.reference.bias",
@@ -107,5 +106,10 @@ def test_data_model_and_loaded_weights_are_compared(facts_of, make_settings):
         weights.weight[1, 2] = torch.nextafter(weights.weight[1, 2], torch.tensor(9.0))  # one bit
     other = facts(weights, settings)
     assert [name for name in one if one[name] != other[name]] == ["weights.reference.weight"]
+    with torch.no_grad():
+        weights.weight.copy_(weights.weight.flip(0))
+    assert facts(weights, settings)["weights.reference.weight"] != other["weights.reference.weight"]
+    half = copy.deepcopy(weights).bfloat16()
+    assert "torch.bfloat16" in facts(half, settings)["weights.reference.bias"]
     sharded = make_settings(reference={"sharded": True})
     assert not [name for name in facts(weights, sharded) if name.startswith("weights")]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from wmtp_core import UserError
-from wmtp_train.command_line import load_settings
+from wmtp_train.command_line import Parser, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +158,14 @@ def test_a_missing_file_is_refused_by_its_path(tmp_path):
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(UserError, match=f"--config {tmp_path}"):
         load_settings(["--config", str(tmp_path)])
+
+
+def test_options_alone_are_refused_in_one_line_too() -> None:
+    parser = Parser(prog="odd.py", allow_abbrev=False)
+    parser.add_argument("--number", type=int)
+    assert parser.parse_args(["--number", "3"]).number == 3
+    with pytest.raises(
+        UserError, match=r"command line: argument --number: invalid int value: 'x'; --help lists"
+    ) as caught:
+        parser.parse_args(["--number", "x"])
+    assert "\n" not in str(caught.value)

@@ -72,6 +72,7 @@ REFUSED = [
     ({"zero_optimisation": {"stage": 2}}, "'zero_optimisation' .*did you mean 'zero_optimization'"),
     ({"optimizer": {"type": "AdamW"}}, "'optimizer' .*in the settings"),
     ({"scheduler": {"type": "WarmupLR"}}, "'scheduler' .*in the settings"),
+    ({"comet": {"enabled": True}}, "'comet' .*remove it: figures go to TensorBoard"),
     (
         {"bf16": {"enabled": True}, "fp16": {"enabled": True}, "zero_optimization": {"stage": 2}},
         "more than one of bf16, fp16",

@@ -53,7 +53,10 @@ def test_the_tokenizer_may_be_the_models_own(processes, make_settings, tiny_home
 def test_scores_lie_beside_their_rows(scored):
     for data in open_inputs(scored, with_scores=True).sets().values():
         assert len(data.scores) == len(data.prepared.rows) > 0
-    assert open_inputs(scored, with_scores=False).train.scores is None
+        assert data.fingerprint.keys() == {*data.prepared.fingerprint, "reference", "dtype", "computed_in"}
+    without = open_inputs(scored, with_scores=False).train
+    assert without.scores is None
+    assert without.fingerprint == without.prepared.fingerprint
 
 
 def test_scores_of_another_corpus_are_refused(scored, tiny_home, tmp_path):

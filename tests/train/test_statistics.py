@@ -129,7 +129,7 @@ def test_a_head_without_targets_is_no_division_by_zero(processes, random_micro_b
 def test_the_first_loss_that_is_not_finite_is_named(processes, random_micro_batch, poison, head):
     statistics = IntervalStatistics(HORIZON, KINDS, torch.device("cpu"))
     statistics.add(micro_batch(random_micro_batch, 1, step=4))
-    statistics.refuse_non_finite("the last good checkpoint is here")
+    statistics.refuse_non_finite(lambda: "the last good checkpoint is here")
     for step in (5, 6):
         loss = micro_batch(random_micro_batch, 1, step=step)
         loss.signals.ce[0, 0, head] = poison
@@ -140,7 +140,7 @@ def test_the_first_loss_that_is_not_finite_is_named(processes, random_micro_batc
     message = rf"step 6: the loss of head {head} on rank 0 is not finite; the last good checkpoint is here; .*--resume"
     for _ in range(2):  # a read does not make it forgotten
         with pytest.raises(UserError, match=message):
-            statistics.refuse_non_finite("the last good checkpoint is here")
+            statistics.refuse_non_finite(lambda: "the last good checkpoint is here")
 
 
 def test_a_value_loss_that_is_not_finite_is_named(processes, random_micro_batch):
@@ -148,7 +148,26 @@ def test_a_value_loss_that_is_not_finite_is_named(processes, random_micro_batch)
     statistics = IntervalStatistics(HORIZON, KINDS, torch.device("cpu"))
     statistics.add(replace(loss, value_sum=torch.tensor(math.nan)))
     with pytest.raises(UserError, match="step 3: the loss of the value head on rank 0"):
-        statistics.refuse_non_finite("")
+        statistics.refuse_non_finite(str)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_named_where_it_comes_before_its_losses(processes, random_micro_batch, poison):
+    statistics = IntervalStatistics(HORIZON, KINDS, torch.device("cpu"))
+    for step, norm in ((4, 1.0), (5, poison)):
+        statistics.refuse_non_finite(pytest.fail)
+        statistics.add(micro_batch(random_micro_batch, 1, step=step - 1))
+        statistics.add_gradient(torch.tensor(norm), step)
+    statistics.read(2)
+    message = "^step 5: the gradient is not finite, though every rank's loss is; here; .*--resume"
+    with pytest.raises(UserError, match=message):
+        statistics.refuse_non_finite(lambda: "here")
+    statistics.add(replace(micro_batch(random_micro_batch, 1, step=5), value_sum=torch.tensor(math.nan)))
+    with pytest.raises(UserError, match=message):
+        statistics.refuse_non_finite(lambda: "here")
+    statistics.add(replace(micro_batch(random_micro_batch, 1, step=4), value_sum=torch.tensor(math.nan)))
+    with pytest.raises(UserError, match=r"^step 5: the loss of the value head on rank 0 is not finite"):
+        statistics.refuse_non_finite(lambda: "here")
 
 
 def test_noise_figures():

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM
-from wmtp_train.checkpoint import newest_whole_checkpoint
+from wmtp_train.checkpoint import newest_whole_checkpoint, saving
+from wmtp_train.data import score
+from wmtp_train.inputs import open_inputs
+from wmtp_train.objective import Objective
 
 
 def cut_off(finished: Path, folder: Path, step: int) -> None:
@@ -163,6 +167,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_checkpoint(
     assert resumed.objective.weighting.seen[0][0].step == 2
 
 
+@pytest.mark.parametrize("log_every", [1, 100])
+@pytest.mark.parametrize(
+    "config", [*({"stage": stage} for stage in range(4)), {"stage": 1, "bf16": {"enabled": True}}], ids=str
+)
+def test_a_gradient_that_is_not_finite_is_named_by_its_own_step(
+    make_trainer, write_deepspeed, tmp_path, config, log_every
+):
+    changes = {"algo": "mtp-baseline", "steps": 6, "save_every": 2, "log_every": log_every}
+    trainer = make_trainer(deepspeed_config=write_deepspeed(**config), **changes)
+    compute = Objective.loss
+
+    def poisoned(objective, batch, step, counts):
+        loss = compute(objective, batch, step, counts)
+        if step == 2:
+            loss.total.register_hook(lambda gradient: gradient * math.nan)
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Objective, "loss", poisoned)
+        with pytest.raises(UserError, match=r"^step 3: the gradient is not finite.*run/checkpoints/step_00000002; "):
+            trainer.train()
+    assert [path.name for path in (tmp_path / "run/checkpoints").glob("step*")] == ["step_00000002"]
+
+
 def test_a_value_head_that_is_not_finite_is_named(make_trainer):
     trainer = make_trainer(algo="critic-wmtp", steps=4, critic={"value_warmup_steps": 10})
     poison(trainer, 1, lambda policy: policy.value_head.value.weight)
@@ -197,16 +225,55 @@ def test_what_a_person_can_mend_is_refused_before_anything_is_written(make_train
     [
         ("algo", {"algo": "random"}),
         ("seed", {"seed": 9}),
-        ("data", {"data": {"sequence_length": 16}}),
-        ("model", {"model": {"horizon": 2}}),
+        ("data.packing", {"data": {"sequence_length": 16}}),
+        ("model.horizon", {"model": {"horizon": 2}}),
+        ("model.lora_alpha", {"model": {"lora_alpha": 8}}),
     ],
 )
 def test_a_run_resumes_only_as_itself(make_trainer, name, changes):
     make_trainer("run", algo="mtp-baseline", steps=2).train()
     with pytest.raises(
         UserError, match=f"step_00000002: saved with {name} .*start it alike, or choose another output_dir"
-    ):
+    ) as error:
         make_trainer("run", resume=True, **{"algo": "mtp-baseline", "steps": 4, **changes}).train()
+    assert str(error.value).count("(this run: ") == 1
+
+
+def test_a_run_resumes_only_with_the_same_scores(make_trainer, make_settings, tiny_home, tmp_path):
+    scores = {}
+    for computed_in in ("float32", "bfloat16"):
+        for name, data in open_inputs(make_settings(), with_scores=False).sets().items():
+            score(data.prepared, lambda batch: batch.input_ids / 100, tmp_path / computed_in / name, "r", 0, 1, 4,
+                  computed_in=computed_in)  # fmt: skip
+        scores[computed_in] = {"source": None, "scores": tmp_path / computed_in}
+    make_trainer("run", steps=2, reference=scores["float32"]).train()
+    with pytest.raises(UserError, match=r"saved with data\.computed_in float32 \(this run: bfloat16\); start it alike"):
+        make_trainer("run", steps=3, resume=True, reference=scores["bfloat16"]).train()
+    make_trainer("run", steps=3, resume=True, reference=scores["float32"]).train()
+
+
+def test_a_newer_transformers_resumes_with_a_word(make_trainer, monkeypatch, capfd):
+    make_trainer("run", algo="mtp-baseline", steps=2).train()
+    monkeypatch.setattr(transformers.configuration_utils, "__version__", "99.0")  # what a configuration says of itself
+    version = saving.version
+    monkeypatch.setattr(saving, "version", lambda name: "99.0" if name == "transformers" else version(name))
+    capfd.readouterr()
+    resumed = make_trainer("run", algo="mtp-baseline", steps=3, resume=True)
+    assert resumed.policy.config.trunk.to_dict()["transformers_version"] == "99.0"
+    resumed.train()
+    assert f"was saved by other versions: transformers {transformers.__version__} → 99.0\n" in capfd.readouterr().err
+
+
+def test_other_settings_are_told(make_trainer, tmp_path, capfd):
+    make_trainer("run", algo="random", steps=2).train()
+    changes = {"selection": {"k_percent": 0.25}, "normalize_by": "selected"}
+    capfd.readouterr()
+    make_trainer("run", algo="random", steps=2, resume=True).train()
+    assert "warning" not in capfd.readouterr().err
+    make_trainer("run", algo="random", steps=3, resume=True, **changes).train()
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
+    told = "normalize_by valid → selected, selection.k_percent 0.6 → 0.25, steps 2 → 3"
+    assert line.endswith(f"run/checkpoints/step_00000002 was saved with other settings: {told}")
 
 
 def test_another_learning_rate_counts_from_the_resumption_on(make_trainer, tmp_path):

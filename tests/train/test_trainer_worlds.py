@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from forked import on_ranks
-from ranks_that_train import train
+from ranks_that_train import draw, train
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -42,6 +42,16 @@ def test_a_killed_run_goes_on_to_the_bit_or_with_another_number_of_processes(
     last_two = {step: rows for step, rows in rows_of(whole).items() if step >= 2}
     assert rows_of(again) == rows_of(alone) == last_two
     assert [len(rows) for rows in last_two.values()] == [4, 4]
+
+
+def test_ranks_begin_with_the_same_weights_and_draw_each_for_itself(make_settings, tmp_path):
+    settings = make_settings(algo="mtp-baseline", data={"evaluate": {}})
+    (one, one_torch, first), (other, other_torch, second) = on_ranks(tmp_path, 2, draw, settings)
+    assert len({one, one_torch, other, other_torch}) == 4
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, second, strict=True))
+    (again,) = on_ranks(tmp_path, 1, draw, settings)
+    assert again[:2] == (one, one_torch)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, again[2], strict=True))
 
 
 def test_another_global_batch_goes_on_in_the_data_where_it_stopped(make_settings, write_deepspeed, tmp_path):

@@ -26,7 +26,7 @@ def main(folder: Path, rank: int) -> None:
     found = {"statistics": statistics.read(job["steps"])}
     statistics.add(job["bad_loss"])
     try:
-        statistics.refuse_non_finite("no checkpoint")
+        statistics.refuse_non_finite(lambda: "no checkpoint")
     except (UserError, SystemExit) as end:
         found["end"] = end.args[0]
     objective = Answers(job["evaluation"], RandomWeighting(0.5, "sequence"))

@@ -126,9 +126,13 @@ def test_to_the_format_and_back_bit_for_bit(tied: bool, make_causal_lm: Make, tm
     expected = {name: weight for name, weight in policy.state_dict().items() if not name.startswith("value_head")}
     assert again.keys() == expected.keys()
     assert all(torch.equal(again[name], expected[name]) for name in expected)
-    assert consolidated.left_out(policy) == ["the value head"]
+    context = "the context length 64 (readers take 4096)"
+    assert consolidated.left_out(policy) == ["the value head", context]
     policy.remove_value_head()
-    assert consolidated.left_out(policy) == []
+    assert consolidated.left_out(policy) == [context]
+    policy.causal_lm.generation_config.eos_token_id = [2, 7]
+    assert consolidated.left_out(policy) == [context, "the settings of generation_config.json"]
+    assert consolidated.left_out(load_wmtp(tmp_path)) == []
 
 
 def test_a_change_of_one_bit_is_seen(make_causal_lm: Make, tmp_path: Path) -> None:
@@ -148,8 +152,8 @@ def test_a_change_of_one_bit_is_seen(make_causal_lm: Make, tmp_path: Path) -> No
         ({}, {"n_future_tokens": 2}, r"(lacks|knows no place for)"),
         ({}, {"dim": 64}, r"other shapes than its params.json says"),
         ({"layers.9.odd": torch.ones(2)}, {}, r"knows no place for: layers\.9\.odd"),
-        ({}, {"n_heads": 5}, r"dim 32 does not split into 5 heads"),
-        ({}, {"n_heads": None}, r"params.json lacks n_heads"),
+        ({}, {"n_heads": 5}, r"dim 32 does not split into n_heads 5 of even width"),
+        ({}, {"n_heads": None}, r"params.json: n_heads is None, not a whole number above 0"),
         ({}, {"n_future_tokens": 6}, r"n_future_tokens is 6 of 5 layers"),
         ({"tok_embeddings.weight": 3}, {}, r"lacks tok_embeddings.weight"),
     ],
@@ -172,9 +176,19 @@ def test_damaged_files(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(UserError, match=r"consolidated.pth cannot be read"):
         load_wmtp(folder)
-    (folder / "params.json").write_text("{")
-    with pytest.raises(UserError, match=r"params.json cannot be read"):
-        load_wmtp(folder)
+    for content, said in (("{", "params.json cannot be read"), ("[]", "params.json is a list, not a dictionary")):
+        (folder / "params.json").write_text(content)
+        with pytest.raises(UserError, match=said):
+            load_wmtp(folder)
+
+
+def test_a_config_goes_before_params(make_causal_lm: Make, input_ids: Tensor, tmp_path: Path) -> None:
+    """Mistral's repositories hold both formats of one model."""
+    plain = make_causal_lm("mistral")
+    plain.save_pretrained(tmp_path)
+    (tmp_path / "params.json").write_text(json.dumps({"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48}))
+    assert torch.equal(load_causal_lm(tmp_path)(input_ids).logits, plain(input_ids).logits)
+    assert load_policy(tmp_path, horizon=2).config.trunk.model_type == "mistral"
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wmtp_core import UserError
-from wmtp_models import MtpForCausalLM
+from wmtp_models import MtpForCausalLM, load_policy, load_wmtp
 from wmtp_models.formats import hf
 
 Make = Callable[..., PreTrainedModel]
@@ -35,7 +36,8 @@ def test_the_plain_model_comes_out_as_it_went_in(
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "after"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert (tmp_path / "before" / "config.json").read_text() == (tmp_path / "after" / "config.json").read_text()
+    for name in ("config.json", "generation_config.json"):
+        assert (tmp_path / "before" / name).read_text() == (tmp_path / "after" / name).read_text()
     assert hf.left_out(policy) == ["heads 1 to 2", "the value head"]
 
 
@@ -47,6 +49,22 @@ def test_transformers_loads_it_without_us(make_causal_lm: Make, input_ids: Tenso
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert torch.equal(torch.load(tmp_path / "logits.pt"), make_causal_lm()(input_ids).logits)
+
+
+def test_stop_tokens_and_sampling_come_out_as_they_went_in(make_causal_lm: Make, tmp_path: Path) -> None:
+    """Through training's own folder; with sampling's settings and no sampling, as some published models have it."""
+    said = {"bos_token_id": 1, "eos_token_id": [2, 7, 9], "temperature": 0.6}
+    make_causal_lm().save_pretrained(tmp_path / "before")
+    (tmp_path / "before" / "generation_config.json").write_text(json.dumps(said))
+    load_policy(tmp_path / "before", 2).save_pretrained(tmp_path / "wmtp")
+    policy = load_wmtp(tmp_path / "wmtp")
+    hf.save(policy, tmp_path / "after")
+    hf.check(policy, tmp_path / "after")
+    found = json.loads((tmp_path / "after" / "generation_config.json").read_text())
+    assert {name: value for name, value in found.items() if name != "transformers_version"} == said
+    (tmp_path / "after" / "generation_config.json").write_text(json.dumps(said | {"eos_token_id": 2}))
+    with pytest.raises(UserError, match=r"generation_config.json in .*after differs from the model's"):
+        hf.check(policy, tmp_path / "after")
 
 
 def test_a_weight_that_changed_is_seen(make_causal_lm: Make, tmp_path: Path) -> None:

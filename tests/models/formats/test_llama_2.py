@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import pytest
 from transformers import LlamaConfig
 
+from wmtp_core import UserError
 from wmtp_models import MtpConfig
-from wmtp_models.formats.llama_2 import our_names, policy_config, published_params
+from wmtp_models.formats.llama_2 import our_names, policy_config, published_params, require_params
+
+PATH = Path("params.json")
 
 
 def config(horizon: int = 4, **trunk: object) -> MtpConfig:
@@ -13,8 +18,41 @@ def test_the_published_7b_model() -> None:
     params = {"dim": 4096, "n_layers": 32, "n_heads": 32, "multiple_of": 256, "norm_eps": 1e-5, "n_future_tokens": 4}
     trunk = policy_config(params, vocab_size=32000).trunk
     assert (trunk.num_hidden_layers, trunk.intermediate_size, trunk.num_key_value_heads) == (29, 11008, 32)
+    assert (trunk.bos_token_id, trunk.eos_token_id) == (None, None)
     assert (trunk.rms_norm_eps, trunk.vocab_size, trunk.rope_parameters["rope_theta"]) == (1e-5, 32000, 10000.0)
     assert published_params(policy_config(params, 32000)) == {**params, "vocab_size": 32000}
+
+
+def test_published_params_are_taken() -> None:
+    llama_2 = {"dim": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 1.3, "n_heads": 64, "n_kv_heads": 8}
+    llama_2 |= {"n_layers": 80, "norm_eps": 1e-5, "vocab_size": -1}
+    require_params(llama_2, PATH)
+    require_params({**llama_2, "n_kv_heads": None, "ffn_dim_multiplier": None, "rope_theta": 500000}, PATH)
+    require_params(published_params(config(num_attention_heads=4)), PATH)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_scaled_rope": True}, r"has use_scaled_rope \(True\), which Llama 2 does not: convert"),
+        ({"n_future_tokens": "2"}, "n_future_tokens is '2', not a whole number above 0"),
+        ({"n_future_tokens": True}, "n_future_tokens is True, not a whole number"),
+        ({"n_future_tokens": 4}, "n_future_tokens is 4 of 3 layers"),
+        ({"multiple_of": 0}, "multiple_of is 0, not a whole number above 0"),
+        ({"n_layers": 3.0}, "n_layers is 3.0, not a whole number"),
+        ({"rope_theta": None}, "rope_theta is None, not a finite number above 0"),
+        ({"norm_eps": "x"}, "norm_eps is 'x', not a finite number"),
+        ({"norm_eps": float("nan")}, "norm_eps is nan, not a finite number"),
+        ({"ffn_dim_multiplier": float("inf")}, "ffn_dim_multiplier is inf, not a finite number"),
+        ({"n_kv_heads": 3}, "n_heads 4 is not a multiple of n_kv_heads 3"),
+        ({"n_heads": 32}, "dim 32 does not split into n_heads 32 of even width"),
+    ],
+)
+def test_params_that_mean_something_else_are_refused(changes: dict[str, object], message: str) -> None:
+    params = {"dim": 32, "n_layers": 3, "n_heads": 4}
+    require_params(params, PATH)
+    with pytest.raises(UserError, match=f"params.json:? {message}"):
+        require_params(params | changes, PATH)
 
 
 def test_the_sizes_of_llama_2_70b() -> None:

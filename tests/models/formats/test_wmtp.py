@@ -26,6 +26,17 @@ def test_everything_comes_back(kind: str, family: str, make_causal_lm: Make, tmp
     assert wmtp.left_out(policy) == []
 
 
+def test_other_stop_tokens_are_seen(make_causal_lm: Make, tmp_path: Path) -> None:
+    causal_lm = make_causal_lm()
+    causal_lm.generation_config.eos_token_id = [2, 7]
+    policy = MtpForCausalLM.wrap(causal_lm, 2)
+    wmtp.save(policy, tmp_path)
+    wmtp.check(policy, tmp_path)
+    policy.causal_lm.generation_config.eos_token_id = [2]
+    with pytest.raises(UserError, match=r"generation_config.json in .* differs from the model's"):
+        wmtp.check(policy, tmp_path)
+
+
 def test_a_weight_that_changed_is_seen(make_causal_lm: Make, tmp_path: Path) -> None:
     policy = MtpForCausalLM.wrap(make_causal_lm(), 2, value_head=True)
     wmtp.save(policy, tmp_path)

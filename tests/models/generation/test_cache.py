@@ -53,6 +53,16 @@ def test_rows_hold_what_they_kept(seed: int, uneven: bool) -> None:
         fresh = [[next(numbers) for _ in range(4)] for _ in expected]
 
 
+def test_nothing_is_copied_where_all_rows_stay_together() -> None:
+    """Every round of a single row, and of plain decoding."""
+    cache = RaggedCache(2, torch.device("cpu"))
+    feed(cache, [[1, 2, 3], [4, 5, 6]])
+    before = [layer.keys.data_ptr() for layer in cache.layers.layers]
+    cache.keep(torch.tensor([0, 1]), torch.tensor([1, 1]))
+    assert [layer.keys.data_ptr() for layer in cache.layers.layers] == before
+    assert cache.layers.get_seq_length() == 2
+
+
 def test_nothing_of_a_hole_is_infinite() -> None:
     """What a mask hides is still multiplied by 0."""
     cache = RaggedCache(2, torch.device("cpu"))

@@ -1,5 +1,6 @@
 """What is in doubt, and the plain model that settles it, bit for bit."""
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -74,6 +75,19 @@ def test_a_settled_token_decides_how_many_drafts_are_kept(make_policy: Make, mon
     choice.drafts = torch.tensor([[2, 3]])
     kept, following = choice.verify(torch.stack([tie, sure, sure]).unsqueeze(0), [row])
     assert (kept.item(), following.item()) == (2, 3)
+
+
+def test_the_plain_cache_of_an_ended_row_is_dropped(make_policy: Make) -> None:
+    choice = Greedy(make_policy().causal_lm, exact=True)
+    rows = [Row(number, [5 + number], 1, 9, ()) for number in range(3)]
+    tie = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    for live in (rows, rows[1:2]):
+        choice.drafts = torch.empty(len(live), 0, dtype=torch.long)
+        plain = weakref.WeakSet(choice._plain.values())
+        for row in live:
+            row.tokens += [1] * len(plain)
+        choice.verify(tie.expand(len(live), 1, 4), live)
+    assert len(plain) == 1
 
 
 def test_nothing_beyond_the_room_or_after_a_wrong_draft_is_settled(

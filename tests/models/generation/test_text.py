@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from wmtp_models import TextStream
+from wmtp_models import MtpForCausalLM, TextStream, stop_tokens
 
 TEXT = "def f(): return 'é' # 日本語 🙂🇩🇪\n\tif x:\n  naïve  end "
 
@@ -58,6 +58,43 @@ def test_an_unfinished_character_waits_for_the_end() -> None:
     assert stream.put([first]) == ""
     assert stream.end() == "\N{REPLACEMENT CHARACTER}"
     assert stream.end() == ""
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+def test_a_piece_costs_the_same_however_long_the_text_is(
+    make: Callable[[], PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, decoded = make(), []
+    tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    real = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **options: decoded.append(len(ids)) or real(ids, **options))
+    stream = TextStream(tokenizer, tokens)
+    pieces = [stream.put([token]) for token in tokens * 20]
+    assert "".join(pieces) == real(tokens * 21)[len(real(tokens)) :]
+    assert max(decoded[4 * len(tokens) :]) < len(tokens)
+
+
+def test_a_space_after_special_tokens_alone_is_kept() -> None:
+    """To a tokenizer like Llama's it would be the start of a text, which it leaves out."""
+    tokenizer = byte_fallback()
+    a, space_b = (
+        tokenizer("a b", add_special_tokens=False)["input_ids"][1:2],
+        tokenizer.convert_tokens_to_ids(["▁", "b"]),
+    )
+    stream = TextStream(tokenizer, a)
+    pieces = [stream.put(piece) for piece in (a, [tokenizer.eos_token_id], space_b, space_b)]
+    assert pieces == ["a", "", " b", " b"]
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, {0}), (7, {0, 7}), ([2, 7], {0, 2, 7})])
+def test_a_text_ends_where_the_tokenizer_or_the_model_says(
+    own: int | list[int] | None, expected: set[int], make_policy: Callable[..., MtpForCausalLM]
+) -> None:
+    policy, tokenizer = make_policy(), byte_level()
+    policy.causal_lm.generation_config.eos_token_id = own
+    assert stop_tokens(policy, tokenizer) == expected
+    tokenizer.eos_token = None
+    assert stop_tokens(policy, tokenizer) == expected - {0}
 
 
 def test_special_tokens_are_not_text() -> None:

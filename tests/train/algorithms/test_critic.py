@@ -6,6 +6,7 @@ import torch
 from wmtp_core import CriticWeighting
 from wmtp_train.algorithms.critic import LearnReward
 from wmtp_train.data.batch import Batch
+from wmtp_train.inputs import training_batches
 
 
 def test_it_wires_the_settings_and_a_value_head(make_trainer):
@@ -80,7 +81,7 @@ def test_the_value_head_learns_to_tell_good_text_from_broken(make_trainer, write
 def test_pairs_teach_by_ranking(make_trainer, tiny_home):
     files = [str(tiny_home / "pairs.jsonl")]
     trainer = make_trainer(algo="critic-wmtp", steps=30, data={"train": files, "evaluate": {}})
-    batch = next(trainer._open_loader())
+    batch = next(training_batches(trainer.inputs.train, trainer.settings, trainer.micro_batch, 0))
 
     def ranking_loss():
         trainer.engine.eval()

@@ -23,9 +23,7 @@ ROWS = 4  # of a step, over all ranks
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}  # to files, as Python's audit names them
 
 
-def make_engine(
-    model: dict[str, Any], stage: int, world: int, seed: int = 0, train: str = "all"
-) -> DeepSpeedEngine:
+def make_engine(model: dict[str, Any], stage: int, world: int, seed: int = 0, train: str = "all") -> DeepSpeedEngine:
     policy = build_policy(model, vocab_size=50, horizon=2, value_head=False, seed=seed)
     if train == "heads":
         train_later_heads(policy)

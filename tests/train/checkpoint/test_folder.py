@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,14 @@ def test_other_names_are_no_checkpoints(checkpoints):
     rotate(folder, 1, None)
     assert steps(folder) == [1]
     assert len(list(folder.iterdir())) == 6
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda run: run.write_bytes(b'{"fig\xff')], ids=["missing", "broken"])
+def test_a_damaged_one_is_not_the_best(checkpoints, damage):
+    folder = checkpoints({1: 1, 2: 2, 3: 3, 4: 4})
+    damage(folder / "step_00000001" / "run.json")
+    rotate(folder, 1, BY)
+    assert steps(folder) == [2, 4]
 
 
 @pytest.mark.parametrize(

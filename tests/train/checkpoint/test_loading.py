@@ -38,9 +38,9 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(make_engine, tmp_path, stage):
 def test_another_run_and_another_stage_are_refused(make_engine, tmp_path):
     save_checkpoint(make_engine(), tmp_path, 3, {"seed": 1}, keep=1)
     path = tmp_path / "step_00000003"
-    with pytest.raises(UserError, match=f"checkpoint {path}: saved with stage 1, this run has 2; start it alike"):
+    with pytest.raises(UserError, match=f"checkpoint {path}: saved with stage 1 .this run: 2.; start it alike"):
         load_checkpoint(make_engine(stage=2), path, {"seed": 1}, seed=1)
-    with pytest.raises(UserError, match=f"checkpoint {path}: saved with seed 1, this run has 2; start it alike"):
+    with pytest.raises(UserError, match=f"checkpoint {path}: saved with seed 1 .this run: 2.; start it alike"):
         load_checkpoint(make_engine(), path, {"seed": 2}, seed=2)
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -53,6 +54,18 @@ def test_an_older_one_goes_only_when_the_new_one_is_current(make_engine, tmp_pat
     )
     save_checkpoint(engine, tmp_path, 2, {}, keep=1)
     assert seen == [(["step_00000001", "step_00000002"], "")]
+
+
+def test_an_older_one_that_cannot_be_removed_ends_nothing(make_engine, tmp_path, monkeypatch, capfd):
+    def refused(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "step_00000001")
+
+    engine = make_engine()
+    monkeypatch.setattr("wmtp_train.checkpoint.saving.rotate", refused)
+    save_checkpoint(engine, tmp_path, 2, {}, keep=1)
+    assert find_flaw(tmp_path / "step_00000002") == ""
+    line = f"warning: checkpoints older than {tmp_path}/step_00000002 cannot be removed: step_00000001: read-only file"
+    assert capfd.readouterr().err.startswith(line)
 
 
 def test_what_a_kill_left_is_swept_away(make_engine, tmp_path):

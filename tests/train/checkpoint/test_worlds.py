@@ -20,9 +20,7 @@ def differences(one, other):
 @pytest.mark.parametrize(
     ("before", "after", "train"), [(2, 1, "all"), (1, 2, "all"), (4, 2, "all"), (2, 1, "heads"), (1, 2, "heads")]
 )
-def test_another_number_of_processes_goes_on_where_the_first_stopped(
-    tiny_llama, tmp_path, stage, before, after, train
-):
+def test_another_number_of_processes_goes_on_where_the_first_stopped(tiny_llama, tmp_path, stage, before, after, train):
     saved, unbroken, rate = on_ranks(tmp_path, before, save_after, tiny_llama, stage, tmp_path / "c", train)[0]
     results = on_ranks(tmp_path, after, go_on, tiny_llama, stage, tmp_path / "c", train)
     for loaded, end, rate_at_end, _, _ in results:

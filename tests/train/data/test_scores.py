@@ -7,7 +7,7 @@ import torch
 
 from wmtp_core.errors import UserError
 from wmtp_train.data.prepared import PreparedData
-from wmtp_train.data.scores import COLUMN_FILE, load_scores, partial_folder
+from wmtp_train.data.scores import COLUMN_FILE, FINGERPRINT_FILE, load_scores, partial_folder
 from wmtp_train.data.scoring import score
 
 Prepare = Callable[..., PreparedData]
@@ -59,6 +59,13 @@ def test_folders_without_scores(tmp_path: Path, prepared: PreparedData) -> None:
         load_scores(tmp_path / "scores", prepared)
     with pytest.raises(UserError, match=r"holds no fingerprint\.json"):
         load_scores(prepared.path, prepared)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"corp', b"\xff", b"[1]"])
+def test_a_fingerprint_that_is_damaged_is_named(folder: Path, prepared: PreparedData, content: bytes) -> None:
+    (folder / FINGERPRINT_FILE).write_bytes(content)
+    with pytest.raises(UserError, match=r"scores/fingerprint\.json: damaged: remove the folder, and score again with"):
+        load_scores(folder, prepared)
 
 
 def test_scores_that_were_cut_off_are_refused(folder: Path, prepared: PreparedData) -> None:

@@ -1,3 +1,5 @@
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,54 @@ def test_a_kill_while_shards_are_joined_costs_nothing(
             score(prepared, losses, tmp_path / "s", "reference", 0, 1, 2)
     score(prepared, pytest.fail, tmp_path / "s", "reference", 0, 1, 2)
     assert stored(tmp_path / "s", prepared) == expected(prepared)
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(f"{tmp_path}/"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    score(prepared, losses, tmp_path / "s", "reference", 0, 1, 2)
+    inside = "s.partial/complete"
+    assert synced[-5:] == [
+        f"{inside}/reference_ce.arrow",
+        f"{inside}/.fingerprint.json.partial",
+        inside,  # the rename of fingerprint.json
+        inside,
+        str(tmp_path),
+    ]
+
+
+def test_a_full_disk_is_one_line_and_costs_nothing_that_was_scored(
+    tmp_path: Path, prepared: PreparedData, small_disk: Callable[[Path, str], None]
+) -> None:
+    folder = tmp_path / "disk"
+    small_disk(folder, "size=100k")
+
+    def filling(batch: Batch) -> Tensor:
+        if 3 in batch.row_ids:
+            room = os.statvfs(folder)
+            (folder / "else").write_bytes(bytes(room.f_bavail * room.f_frsize))
+        return losses(batch)
+
+    with pytest.raises(UserError, match=r"^scores .*/disk/s cannot be written: .*no space left on device; make room"):
+        score(prepared, filling, folder / "s", "reference", 0, 1, 1)
+    (folder / "else").unlink()
+    rows: list[int] = []
+
+    def remembering(batch: Batch) -> Tensor:
+        rows.extend(batch.row_ids.tolist())
+        return losses(batch)
+
+    score(prepared, remembering, folder / "s", "reference", 0, 1, 1)
+    assert min(rows) == 3
+    assert stored(folder / "s", prepared) == expected(prepared)
 
 
 def test_ranks_one_after_the_other(tmp_path: Path, prepared: PreparedData) -> None:

@@ -136,13 +136,15 @@ def weights_fingerprint(source: str | Path) -> str:
         sha256 in hex over names and contents; the folder's own name and place do not enter.
 
     Raises:
-        UserError: neither a GGUF file nor a folder with weights.
+        UserError: neither a GGUF file nor a folder with weights and what describes them.
     """
     place, gguf = locate(source)
     folder = Path(place)
     files = [folder / name for name in gguf.values()]
     if not files and consolidated.is_folder(folder):
         files = [folder / consolidated.PARAMS, folder / consolidated.WEIGHTS]
+        if not files[-1].is_file():
+            raise UserError(f"there is no {files[-1]}: copy it again")
     if not files:
         weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
         config = folder / "config.json"

@@ -1,13 +1,15 @@
 """Before anything is written, every rank shows that it is about to train the same run as rank 0."""
 
+import hashlib
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from wmtp_models import MtpForCausalLM, ReferenceModel
 from wmtp_train.checkpoint.saving import versions
+from wmtp_train.differences import differences, leaves
 from wmtp_train.engine import read_deepspeed_config
 from wmtp_train.inputs import RunInputs
 from wmtp_train.processes import refuse_alike
@@ -31,15 +33,13 @@ def require_agreement(mine: dict[str, Any]) -> None:
     Raises:
         UserError: as `refuse_alike` does; names the first rank that differs from rank 0, the fact, and both values.
     """
-    first, *others = gather(_flat(mine))
+    first, *others = gather(leaves(mine))
     for rank, theirs in enumerate(others, start=1):
-        for name in sorted(first.keys() | theirs.keys()):
-            ours, other = first.get(name, "nothing"), theirs.get(name, "nothing")
-            if ours != other:
-                refuse_alike(
-                    f"{name} is {other!r} on rank {rank} and {ours!r} on rank 0; start every process with the same "
-                    "command, files and packages"
-                )
+        for name, ours, other in differences(first, theirs):
+            refuse_alike(
+                f"{name} is {other!r} on rank {rank} and {ours!r} on rank 0; start every process with the same "
+                "command, files and packages"
+            )
 
 
 def require_same_settings(settings: Settings) -> None:
@@ -63,7 +63,7 @@ def require_same_settings(settings: Settings) -> None:
 def require_same_inputs(
     inputs: RunInputs, settings: Settings, policy: MtpForCausalLM, reference: ReferenceModel | None
 ) -> None:
-    """Every rank has the data, the model configuration and the loaded weights of rank 0.
+    """Every rank has the data, the scores, the model configuration and the loaded weights of rank 0.
 
     Weights that a seed made are not compared: processors differ in their last bits, and the engine starts every rank
     from rank 0's. It does so with a sharded reference, too.
@@ -76,21 +76,17 @@ def require_same_inputs(
         weights["policy"] = _weights(policy)
     if reference is not None and not settings.reference.sharded:
         weights["reference"] = _weights(reference)
-    data = {name: {"fingerprint": found.prepared.fingerprint} for name, found in inputs.sets().items()}
+    data = {name: {"fingerprint": found.fingerprint} for name, found in inputs.sets().items()}
     require_agreement({"data": data, "model": policy.config.to_dict(), "weights": weights})
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a tree of dicts by their dotted path."""
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        leaves |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return leaves
-
-
 def _weights(model: nn.Module) -> dict[str, str]:
-    """Each parameter's shape, dtype and a hash of its bits, which takes as long as reading them."""
+    """Each parameter's shape, dtype and SHA-256."""
     return {
-        name: f"{tuple(weight.shape)} {weight.dtype} {torch.hash_tensor(weight.detach()).item():016x}"
-        for name, weight in model.named_parameters()
+        name: f"{tuple(weight.shape)} {weight.dtype} {_digest(weight)}" for name, weight in model.named_parameters()
     }
+
+
+def _digest(weight: Tensor) -> str:
+    content = weight.detach().cpu().contiguous().flatten().view(torch.uint8)  # numpy knows no bfloat16
+    return hashlib.sha256(content.numpy().data).hexdigest()

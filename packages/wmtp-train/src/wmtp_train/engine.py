@@ -12,7 +12,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from wmtp_core import UserError
 from wmtp_train.settings import OptimizerSettings
@@ -23,8 +23,8 @@ _KNOWN_KEYS = {
     "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "bf16", "fp16",
     "torch_autocast", "data_types", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients",
     "communication_data_type", "steps_per_print", "wall_clock_breakdown", "dump_state", "aio", "compile",
-    "comms_logger", "flops_profiler", "activation_checkpointing", "checkpoint", "tensorboard", "wandb", "csv_monitor",
-    "memory_breakdown", "seq_parallel_communication_data_type", "disable_allgather", "comet",
+    "comms_logger", "flops_profiler", "activation_checkpointing", "checkpoint", "tensorboard", "csv_monitor",
+    "memory_breakdown", "seq_parallel_communication_data_type", "disable_allgather",
 }  # fmt: skip
 
 _SECTIONS = {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config, "fp16": DeepSpeedFP16Config}
@@ -52,6 +52,8 @@ def read_deepspeed_config(path: Path, world_size: int) -> dict[str, Any]:
         advice = f"did you mean {close[0]!r}?" if close else "remove it"
         if key in ("optimizer", "scheduler"):
             advice = "set learning rate and schedule in the settings, under `optimizer`"
+        if key in ("wandb", "comet"):  # where they are not installed, rank 0 alone would end
+            advice = "remove it: figures go to TensorBoard"
         raise UserError(f"deepspeed_config {path}: {key!r} is not used here; {advice}")
     for section in ("zero_optimization", "bf16", "fp16", "torch_autocast"):
         if not isinstance(config.get(section, {}), dict):
@@ -90,6 +92,21 @@ def build_engine(
         model=policy, optimizer=adamw, lr_scheduler=schedule, config=config, dist_init_required=False
     )
     return engine
+
+
+def backward_and_step(engine: DeepSpeedEngine, loss: Tensor) -> Tensor | None:
+    """Add a micro-batch's gradient, and after the last one of a step take that step.
+
+    Returns:
+        After the last one, the global norm of the step's gradient before clipping, the same on every rank.
+    """
+    engine.backward(loss)
+    last = engine.is_gradient_accumulation_boundary()
+    norm = None
+    if last and engine.zero_optimization_stage() == 0:  # DeepSpeed forgets it there, and its step the gradients
+        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    engine.step()
+    return torch.as_tensor(engine.get_global_grad_norm()) if last and norm is None else norm
 
 
 def set_learning_rate(engine: DeepSpeedEngine, optimizer: OptimizerSettings) -> None:

@@ -1,24 +1,33 @@
 """What a run reads: the tokenizer, the packed training rows and the held-out sets, with scores where there are any."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
-from wmtp_core import UserError
 from wmtp_models import load_tokenizer, weights_fingerprint
+from wmtp_train.data.batch import Batch
+from wmtp_train.data.loader import TrainLoader, evaluation_batches
 from wmtp_train.data.prepared import PreparedData, prepare
-from wmtp_train.data.scores import load_scores
-from wmtp_train.processes import first_rank_first
+from wmtp_train.data.scores import load_scores, made_with
+from wmtp_train.processes import device, first_rank_first, refuse_alike, stop_if_asked
 from wmtp_train.settings import Settings
+from wmtp_train.together import together
 
 
 @dataclass(frozen=True)
 class ScoredData:
-    """Packed rows and, row by row, the reference's losses on them where they were scored ahead."""
+    """Packed rows and, row by row, the reference's losses on them where they were scored ahead.
+
+    `fingerprint` tells the rows from others ("corpus", "tokenizer", "packing"), and with scores also what made these
+    ("reference", "dtype", "computed_in").
+    """
 
     prepared: PreparedData
+    fingerprint: dict[str, str]
     scores: datasets.Dataset | None = None
 
 
@@ -39,8 +48,8 @@ def open_tokenizer(settings: Settings) -> PreTrainedTokenizerFast:
     """The run's tokenizer: `data.tokenizer`, or the one of `model.source`."""
     path = settings.data.tokenizer or settings.model.source
     if path is None:
-        raise UserError("data.tokenizer is not set, and there is no model.source to take it from; name a folder")
-    return load_tokenizer(path)
+        refuse_alike("data.tokenizer is not set, and there is no model.source to take it from; name a folder")
+    return together(lambda: load_tokenizer(path), f"tokenizer {path}", "mend that, and start again")
 
 
 def open_inputs(settings: Settings, with_scores: bool, vocab_size: int | None = None) -> RunInputs:
@@ -56,13 +65,14 @@ def open_inputs(settings: Settings, with_scores: bool, vocab_size: int | None = 
     """
     tokenizer = open_tokenizer(settings)
     if not settings.data.train:
-        raise UserError("data.train names no file; give jsonl, txt or parquet files, or run with --tiny")
+        refuse_alike("data.train names no file; give jsonl, txt or parquet files, or run with --tiny")
     if "train" in settings.data.evaluate:
-        raise UserError('data.evaluate has a set called "train"; that is the training rows\' name, choose another')
+        refuse_alike('data.evaluate has a set called "train"; that is the training rows\' name, choose another')
     scores = settings.reference.scores if with_scores else None
     fingerprint = None
     if scores is not None and settings.reference.source is not None:
-        fingerprint = weights_fingerprint(settings.reference.source)
+        source = settings.reference.source
+        fingerprint = together(lambda: weights_fingerprint(source), f"reference {source}", "mend that, and start again")
 
     def open_set(name: str, files: list[str]) -> ScoredData:
         prepared = first_rank_first(
@@ -79,11 +89,35 @@ def open_inputs(settings: Settings, with_scores: bool, vocab_size: int | None = 
             f"data of the set {name!r} cannot be read",
         )
         if scores is None:
-            return ScoredData(prepared)
+            return ScoredData(prepared, prepared.fingerprint)
         folder = Path(scores) / name
-        return ScoredData(
-            prepared, first_rank_first(lambda: load_scores(folder, prepared, fingerprint), f"scores {folder}")
-        )
+        found = first_rank_first(lambda: load_scores(folder, prepared, fingerprint), f"scores {folder}")
+        return ScoredData(prepared, made_with(folder), found)
 
     evaluate = {name: open_set(name, files) for name, files in settings.data.evaluate.items()}
     return RunInputs(tokenizer, open_set("train", settings.data.train), evaluate)
+
+
+def training_batches(data: ScoredData, settings: Settings, micro_batch: int, consumed_rows: int) -> Iterator[Batch]:
+    """This rank's batches without end, on the CPU, after the rows that all ranks have been given before."""
+    return TrainLoader(
+        data.prepared,
+        data.scores,
+        micro_batch,
+        dist.get_rank(),
+        dist.get_world_size(),
+        settings.seed,
+        consumed_samples=consumed_rows,
+        workers=settings.data.workers,
+        pin_memory=device().type == "cuda",
+    )
+
+
+def held_out_batches(data: ScoredData, settings: Settings, micro_batch: int) -> Iterator[Batch]:
+    """This rank's share of a held-out set, where it computes; between batches a stop signal ends it."""
+    rows = settings.data.evaluation_rows
+    for batch in evaluation_batches(
+        data.prepared, data.scores, micro_batch, dist.get_rank(), dist.get_world_size(), rows
+    ):
+        stop_if_asked()
+        yield batch.to(device())

@@ -13,8 +13,9 @@ from wmtp_models import (
     load_policy,
     train_later_heads,
 )
-from wmtp_train.processes import device
+from wmtp_train.processes import device, refuse_alike
 from wmtp_train.settings import Settings
+from wmtp_train.together import together
 
 
 def open_policy(settings: Settings, tokenizer: PreTrainedTokenizerFast, value_head: bool) -> MtpForCausalLM:
@@ -68,15 +69,15 @@ def open_reference(
     """
     reference = settings.reference
     if reference.source is None:
-        raise UserError(
+        refuse_alike(
             f"{settings.algo} compares with a reference: set reference.source to a model, "
             "or reference.scores to what launch/score.py wrote"
         )
-    model = ReferenceModel.load(
-        reference.source,
-        dtype=getattr(torch, reference.dtype),
-        policy_vocab_size=policy_vocab_size,
-        policy_tokenizer=tokenizer,
+    source = reference.source
+    model = together(
+        lambda: ReferenceModel.load(source, getattr(torch, reference.dtype), policy_vocab_size, tokenizer),
+        f"reference {source}",
+        "mend that, and start again",
     )
     if not reference.sharded:
         return model.to(device())

@@ -133,11 +133,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], then: str = "--resume goes on from the newest checkpoint") -> None:
     """Run a launch script and end its process, the process group in any case.
 
     One line on stderr says why, with exit code 2 for a `UserError`, 75 (`REQUEUE`) for `Interrupted`, and 1 where
     another process has ended or hangs. An error of ours keeps its traceback.
+
+    Args:
+        then: how to go on after another process has ended.
     """
     code = 0
     try:
@@ -158,10 +161,7 @@ def run(main: Callable[[], None]) -> None:
         if not _has_lost_contact(error):
             raise
         cause = re.split(r"\. |\n", str(error))[0]
-        _say(
-            f"error (rank {_rank()}): lost contact with another process, whose own words tell more; --resume goes on "
-            f"from the newest checkpoint ({cause})"
-        )
+        _say(f"error (rank {_rank()}): lost contact with another process, whose own words tell more; {then} ({cause})")
         _end(1)
     finally:
         if dist.is_initialized():

@@ -1,7 +1,10 @@
 """What a log interval needs to know of its micro-batches: sums on the device, read by the host once an interval."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from wmtp_core import excess_loss, shift_to_heads
 from wmtp_train.objective import MicroBatchLoss
@@ -17,6 +20,7 @@ class IntervalStatistics:
         self.horizon, self.kinds, self.device = horizon, kinds, device
         # The first step at which each head's (and last, the value head's) loss was not finite. Survives `reset`.
         self.first_bad_step = torch.full((horizon + 1,), _NEVER, dtype=torch.int64, device=device)
+        self.first_bad_gradient = torch.tensor(_NEVER, device=device)
         self.reset()
 
     def reset(self) -> None:
@@ -54,6 +58,11 @@ class IntervalStatistics:
         bad = ~torch.cat([ce, loss.value_sum.double().view(1)]).isfinite()
         self.first_bad_step = self.first_bad_step.minimum(torch.where(bad, signals.step + 1, _NEVER))
 
+    def add_gradient(self, norm: Tensor, step: int) -> None:
+        """Take in the global norm of a step's gradient; `step` counts from 1."""
+        bad_step = torch.where(norm.to(self.device).isfinite(), _NEVER, step)
+        self.first_bad_gradient = self.first_bad_gradient.minimum(bad_step)
+
     def read(self, steps: int) -> dict[str, float]:
         """This interval's figures over all ranks, by TensorBoard tag, and start the next. Every rank must call it.
 
@@ -85,24 +94,30 @@ class IntervalStatistics:
         self.reset()
         return figures
 
-    def refuse_non_finite(self, last_good: str) -> None:
-        """Stop every rank if any loss since the start was not finite. Every rank must call it.
+    def refuse_non_finite(self, last_good: Callable[[], str]) -> None:
+        """Stop every rank if any loss or gradient since the start was not finite. Every rank must call it.
 
         Raises:
             UserError: on rank 0, in `refuse_alike`'s way; names the step, every rank whose loss was not finite there (a
-                step later all are), the head, and `last_good`, the checkpoint to go on from.
+                step later all are), the head, and `last_good`, the checkpoint to go on from. Of a gradient whose losses
+                were all finite only the step is known: it has been averaged over the ranks.
         """
         gathered = [torch.empty_like(self.first_bad_step) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, self.first_bad_step)
         first = torch.stack(gathered)  # [ranks, H+1]
-        step = int(first.min())
+        step, bad_gradient = int(first.min()), int(self.first_bad_gradient)
+        if bad_gradient < step:
+            refuse_alike(
+                f"step {bad_gradient}: the gradient is not finite, though every rank's loss is; {last_good()}; "
+                "lower optimizer.learning_rate or look at the data of that step, then --resume"
+            )
         if step == _NEVER:
             return
         ranks, heads = zip(*(first == step).nonzero().tolist(), strict=True)
         name = f"head {heads[0]}" if heads[0] < self.horizon else "the value head"
         where = ", ".join(str(rank) for rank in sorted(set(ranks)))
         refuse_alike(
-            f"step {step}: the loss of {name} on rank {where} is not finite; {last_good}; "
+            f"step {step}: the loss of {name} on rank {where} is not finite; {last_good()}; "
             "lower optimizer.learning_rate or look at the data of that step, then --resume"
         )
 

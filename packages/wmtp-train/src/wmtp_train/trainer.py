@@ -1,27 +1,23 @@
 """The training loop, sealed: algorithms hand it a weighting and never change it."""
 
-import json
-import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.engine import DeepSpeedEngine
-from torch import Tensor
 from tqdm import tqdm
 
-from wmtp_core import HeadWeighting, UserError
+from wmtp_core import HeadWeighting
 from wmtp_train.agreement import require_same_inputs
-from wmtp_train.checkpoint import RunCheckpoints, held_by_this_run
+from wmtp_train.checkpoint import RunCheckpoints, held_by_this_run, identity
+from wmtp_train.checkpoint.rng import reseed
 from wmtp_train.data.batch import Batch
-from wmtp_train.data.loader import TrainLoader, evaluation_batches
 from wmtp_train.durable import write_json
-from wmtp_train.engine import build_engine, read_deepspeed_config
+from wmtp_train.engine import backward_and_step, build_engine, read_deepspeed_config
 from wmtp_train.evaluation import evaluate
-from wmtp_train.inputs import ScoredData, open_inputs, open_tokenizer
+from wmtp_train.inputs import held_out_batches, open_inputs, open_tokenizer, training_batches
 from wmtp_train.models import open_policy, open_reference
 from wmtp_train.monitor import Monitor
 from wmtp_train.objective import Objective, StepCounts, ValueObjective
@@ -31,7 +27,7 @@ from wmtp_train.results import save_results
 from wmtp_train.settings import Settings
 from wmtp_train.signals import Interrupted
 from wmtp_train.statistics import IntervalStatistics
-from wmtp_train.together import on_rank_0
+from wmtp_train.together import on_rank_0, together
 
 
 class BaseWmtpTrainer:
@@ -63,34 +59,30 @@ class BaseWmtpTrainer:
 
         tokenizer = open_tokenizer(settings)
         seed_everything(settings.seed)
-        self.policy = policy = open_policy(settings, tokenizer, value_head=value_objective is not None)
+        self.policy = policy = together(
+            lambda: open_policy(settings, tokenizer, value_head=value_objective is not None),
+            f"model {settings.model.source}",
+            "mend that, and start again",
+        )
         self.inputs = open_inputs(settings, uses_reference, policy.config.trunk.vocab_size)
         if value_objective and not (self.inputs.train.prepared.has_rewards or self.inputs.train.prepared.has_pairs):
-            raise UserError(
+            refuse_alike(
                 "critic-wmtp needs rows with a `reward`, or with `chosen` and `rejected`; data.train has neither"
             )
         reference = None
         if uses_reference and settings.reference.scores is None:
             reference = open_reference(settings, self.inputs.tokenizer, policy.config.trunk.vocab_size)
         require_same_inputs(self.inputs, settings, policy, reference)
-        self.stage0_norm: Tensor | None = None
         self.monitor: Monitor | None = None
         self.step = 0
         self.consumed_rows = 0
         self.figures: dict[str, float] = {}
         self.evaluated_step = -1
-        self.identity = {
-            "algo": settings.algo,
-            "seed": settings.seed,
-            "data": self.inputs.train.prepared.fingerprint,
-            "model": {
-                **settings.model.model_dump(include={"horizon", "head_kind", "train", "lora_rank"}),
-                "trunk": json.loads(policy.config.trunk.to_json_string()),
-            },
-        }
+        self.identity = identity(settings, policy, self.inputs.train.fingerprint)
         horizon = settings.model.horizon
         if settings.normalize_by == "selected":
-            weighting.selected_counts(torch.zeros(1, horizon, dtype=torch.int64))  # refuses now or never
+            nothing = torch.zeros(1, horizon, dtype=torch.int64)
+            together(lambda: weighting.selected_counts(nothing), "normalize_by")  # refuses now or never
         self.objective = Objective(
             policy,
             weighting,
@@ -108,6 +100,7 @@ class BaseWmtpTrainer:
         settings = self.settings
         engine = build_engine(self.policy, self.deepspeed_config, settings.optimizer, settings.steps)
         self.objective = replace(self.objective, policy=engine)
+        reseed(settings.seed, 0)  # the initial weights were drawn alike; what dropout draws is each rank's own
         return engine
 
     @cached_property
@@ -144,7 +137,7 @@ class BaseWmtpTrainer:
         sets = list(self.inputs.evaluate)
         self.monitor = Monitor(settings.output_dir / "tensorboard", is_first, self.step + 1, sets)
         tokens_per_step = self.rows_per_step * settings.data.sequence_length
-        self.loader = self._open_loader()
+        self.loader = training_batches(self.inputs.train, settings, self.micro_batch, self.consumed_rows)
         figures = self.evaluate() if settings.evaluate_every and self.step == 0 else {}
         with tqdm(
             desc=settings.algo,
@@ -180,6 +173,8 @@ class BaseWmtpTrainer:
         for batch in batches:
             self.forward_backward(batch, counts)
         self.step += 1
+        if not self.engine.fp16_enabled():  # which lowers its loss scale, and leaves the step out
+            self.statistics.add_gradient(self.gradient_norm, self.step)
         self.consumed_rows += self.rows_per_step
         self.interval_steps += 1
 
@@ -187,10 +182,10 @@ class BaseWmtpTrainer:
         """Add one micro-batch's gradient; the engine takes the optimizer step after the last of them."""
         loss = self.objective.loss(batch, self.step, counts)
         # The engine averages over ranks and micro-batches; the loss is a share of a sum over them.
-        self.engine.backward(loss.total * (self.world * self.accumulation))
-        self._note_gradient_norm()
+        norm = backward_and_step(self.engine, loss.total * (self.world * self.accumulation))
+        if norm is not None:
+            self.gradient_norm = norm
         self.statistics.add(loss)
-        self.engine.step()
 
     def log(self, tokens_per_step: int) -> float:
         """Write the interval's figures; returns its mean loss. No figure is read from the device anywhere else."""
@@ -200,10 +195,10 @@ class BaseWmtpTrainer:
             "train/learning_rate": self.learning_rate,
             "train/step_seconds": seconds,
             "train/tokens_per_second": tokens_per_step / seconds,
-            "train/gradient_norm": self._gradient_norm(),
+            "train/gradient_norm": float(self.gradient_norm),
         }
         self._monitor(figures)
-        self.statistics.refuse_non_finite(self.checkpoints.last_good())
+        self.statistics.refuse_non_finite(self.checkpoints.last_good)
         self.interval_start, self.interval_steps = time.perf_counter(), 0
         return figures["train/loss"]
 
@@ -217,27 +212,23 @@ class BaseWmtpTrainer:
         self.policy.eval()
         figures: dict[str, float] = {}
         for name, held_out in self.inputs.evaluate.items():
-            found = evaluate(self.objective, self._batches(held_out), self.step, held_out.prepared.kinds)
+            batches = held_out_batches(held_out, self.settings, self.micro_batch)
+            found = evaluate(self.objective, batches, self.step, held_out.prepared.kinds)
             figures |= {f"{name}/{figure}": value for figure, value in found.items()}
         self._monitor({f"evaluation/{name}": value for name, value in figures.items()})
         self.figures, self.evaluated_step = figures, self.step
         return figures
 
     def save(self, figures: dict[str, float]) -> None:
-        """A checkpoint with held-out figures, unless a loss since the last or the newest gradient was not finite."""
-        self.statistics.refuse_non_finite(self.checkpoints.last_good())
-        if not math.isfinite(self._gradient_norm()) and not self.engine.fp16_enabled():
-            refuse_alike(
-                f"step {self.step}: the gradient is not finite, though the loss is; {self.checkpoints.last_good()}; "
-                "lower optimizer.learning_rate, then --resume"
-            )
+        """A checkpoint with held-out figures, unless a loss or gradient since the start was not finite."""
+        self.statistics.refuse_non_finite(self.checkpoints.last_good)
         self.checkpoints.save(self.step, self.consumed_rows, figures)
 
     def finish(self, figures: dict[str, float]) -> None:
         """The final model, its held-out figures and a passage of text marked by what each head keeps."""
         passages = {}
         for name, held_out in self.inputs.evaluate.items():
-            batch = most_varied(self._batches(held_out))
+            batch = most_varied(held_out_batches(held_out, self.settings, self.micro_batch))
             passages[name] = marked_passage(
                 self.objective, batch, self.step, self.inputs.tokenizer, held_out.prepared.kinds
             )
@@ -251,43 +242,6 @@ class BaseWmtpTrainer:
                 lambda: monitor.write(figures, self.step), f"{self.settings.output_dir}/tensorboard is broken off"
             )
 
-    def _open_loader(self) -> Iterator[Batch]:
-        data = self.inputs.train
-        loader = TrainLoader(
-            data.prepared,
-            data.scores,
-            self.micro_batch,
-            self.rank,
-            self.world,
-            self.settings.seed,
-            consumed_samples=self.consumed_rows,
-            workers=self.settings.data.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        return iter(loader)
-
-    def _batches(self, held_out: ScoredData) -> Iterator[Batch]:
-        batches = evaluation_batches(
-            held_out.prepared,
-            held_out.scores,
-            self.micro_batch,
-            self.rank,
-            self.world,
-            self.settings.data.evaluation_rows,
-        )
-        for batch in batches:
-            stop_if_asked()
-            yield batch.to(self.device)
-
     def _is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps (0: at the end alone) happens after this one."""
         return self.step == self.settings.steps or (every > 0 and self.step % every == 0)
-
-    def _note_gradient_norm(self) -> None:
-        """At stage 0 DeepSpeed forgets the norm of the gradients, and they are gone after its step."""
-        if self.engine.zero_optimization_stage() == 0 and self.engine.is_gradient_accumulation_boundary():
-            gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-            self.stage0_norm = torch.nn.utils.get_total_norm(gradients)
-
-    def _gradient_norm(self) -> float:
-        return float(self.stage0_norm if self.stage0_norm is not None else self.engine.get_global_grad_norm())

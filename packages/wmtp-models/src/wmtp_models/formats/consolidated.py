@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from wmtp_core import UserError
 from wmtp_models.config import MtpConfig
 from wmtp_models.formats.comparing import head_logits, require_equal, require_same_weights
-from wmtp_models.formats.llama_2 import CONTEXT, our_names, policy_config, published_params, require_params, turned
+from wmtp_models.formats.llama_2 import our_names, policy_config, published_params, require_params, turned
 from wmtp_models.mtp import MtpForCausalLM
 from wmtp_models.sources import load_complete, one_line
 from wmtp_models.state_heads import LAYER
@@ -62,11 +62,14 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> MtpForCausalLM:
 
 def left_out(policy: MtpForCausalLM) -> list[str]:
     """What the format has no place for."""
-    context = policy.config.trunk.max_position_embeddings
+    trunk = policy.config.trunk
+    again = policy_config(published_params(policy.config), trunk.vocab_size).trunk
+    context, assumed = trunk.max_position_embeddings, again.max_position_embeddings
+    generation = policy.causal_lm.generation_config
     parts = {
         "the value head": policy.value_head is not None,
-        f"the context length {context} (readers take {CONTEXT})": context != CONTEXT,
-        "the settings of generation_config.json": policy.causal_lm.generation_config != GenerationConfig(),
+        f"the context length {context} (readers take {assumed})": context != assumed,
+        "the settings of generation_config.json": generation != GenerationConfig.from_model_config(again),
     }
     return [part for part, there in parts.items() if there]
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from wmtp_core import UserError
 from wmtp_models.config import MtpConfig
 
-CONTEXT = 4096  # Llama 2's; the format does not say
+_CONTEXT = 4096  # Llama 2's; the format does not say
 _COUNTS = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "n_future_tokens")
 _REALS = ("norm_eps", "rope_theta", "ffn_dim_multiplier")
 _UNUSED = ("vocab_size", "max_batch_size", "max_seq_len")  # the embedding tells the first, -1 in Llama 2's own files
@@ -46,7 +46,7 @@ def require_params(params: dict[str, Any], path: Path) -> None:
             "Face's format with the tool of those who published it"
         )
     for name in (*_REQUIRED, *params):
-        value = params.get(name)
+        value: Any = params.get(name)
         if name in _UNUSED or (name in _MAY_BE_NULL and value is None):
             continue
         what, types = ("whole number", (int,)) if name in _COUNTS else ("finite number", (int, float))
@@ -76,7 +76,7 @@ def policy_config(params: dict[str, Any], vocab_size: int) -> MtpConfig:
         num_key_value_heads=params.get("n_kv_heads") or params["n_heads"],
         rms_norm_eps=params.get("norm_eps", 1e-5),
         rope_parameters={"rope_type": "default", "rope_theta": params.get("rope_theta", 10000.0)},
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=_CONTEXT,
         bos_token_id=None,  # the defaults of these ids belong to one tokenizer
         eos_token_id=None,
     )

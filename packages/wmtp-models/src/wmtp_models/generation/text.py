@@ -23,8 +23,8 @@ class TextStream:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: list[int]) -> None:
         self._tokenizer = tokenizer
-        self._tokens = list(prompt)  # the last ones alone: what is before them can no longer change the text
-        self._settled = 0
+        self._tokens = list(prompt)
+        self._settled = 0  # how many of them are told, and stand here for what follows to be decoded as it should
         self._told = len(self._text(self._tokens))
 
     def put(self, tokens: list[int]) -> str:
@@ -33,7 +33,7 @@ class TextStream:
         text = self._text(self._tokens)
         # The bytes of an unfinished character decode as U+FFFD for now.
         new = self._tell(text.rstrip("\N{REPLACEMENT CHARACTER}"))
-        if new and self._told == len(text):
+        if new and self._told == len(text):  # nothing is held back
             self._forget()
         return new
 
@@ -43,9 +43,8 @@ class TextStream:
 
     def _forget(self) -> None:
         """Drop the tokens before those that came last, or each piece would take as long as all before it together."""
-        last = self._tokens[self._settled :]
-        if told := self._text(last):  # or the next token would be taken for the start of a text
-            self._tokens, self._settled, self._told = last, len(last), len(told)
+        self._tokens = self._tokens[self._settled :]
+        self._settled, self._told = len(self._tokens), len(self._text(self._tokens))
 
     def _text(self, tokens: list[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

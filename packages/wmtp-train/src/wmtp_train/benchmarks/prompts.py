@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerFast
 
-from wmtp_models import MtpForCausalLM, Sampling, generate
+from wmtp_models import MtpForCausalLM, Sampling, generate, stop_tokens
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -32,7 +32,7 @@ def complete(
         sampling: how to draw, with a seed of its own for each batch; None is greedy.
         batch_size: how many prompts are decoded together.
     """
-    ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    ends = stop_tokens(policy, tokenizer)
     texts = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]

@@ -50,5 +50,9 @@ def set_aside(path: Path) -> None:
 
 
 def _figure(path: Path, name: str) -> float:
-    """A checkpoint's figure; infinite where it was saved without."""
-    return json.loads((path / "run.json").read_text()).get("figures", {}).get(name, math.inf)
+    """A checkpoint's figure; infinite where it was saved without, or is damaged."""
+    try:
+        about = json.loads((path / "run.json").read_bytes())
+    except (OSError, ValueError):  # of JSON and of UTF-8
+        return math.inf
+    return about.get("figures", {}).get(name, math.inf)

@@ -8,10 +8,11 @@ from typing import Any
 import torch.distributed as dist
 from deepspeed.runtime.engine import DeepSpeedEngine
 
-from wmtp_core import UserError
 from wmtp_train.checkpoint.rng import reseed, restore_rng
 from wmtp_train.checkpoint.saving import versions
 from wmtp_train.checkpoint.universal import load_on_another_world
+from wmtp_train.differences import differences
+from wmtp_train.processes import refuse_alike
 
 
 def load_checkpoint(engine: DeepSpeedEngine, path: Path, expected: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -25,16 +26,14 @@ def load_checkpoint(engine: DeepSpeedEngine, path: Path, expected: dict[str, Any
         expected: what of that state has to be as it was.
 
     Raises:
-        UserError: `path` is a checkpoint of another run or ZeRO stage.
+        UserError: `path` is a checkpoint of another run or ZeRO stage; as `refuse_alike` does.
     """
     about: dict[str, Any] = json.loads((path / "run.json").read_text())
-    for name, value in {"stage": engine.zero_optimization_stage(), **expected}.items():
-        if about[name] != value:
-            raise UserError(
-                f"checkpoint {path}: saved with {name} {about[name]}, this run has {value}; "
-                "start it alike, or choose another output_dir"
-            )
-    _tell_of_other_versions(path, about["versions"])
+    expected = {"stage": engine.zero_optimization_stage(), **expected}
+    if changed := differences({name: about[name] for name in expected}, expected):
+        each = ", ".join(f"{name} {saved} (this run: {now})" for name, saved, now in changed)
+        refuse_alike(f"checkpoint {path}: saved with {each}; start it alike, or choose another output_dir")
+    tell_of_changes(f"checkpoint {path} was saved by other versions", about["versions"], versions())
     same_world = about["world_size"] == dist.get_world_size()
     if same_world or about["stage"] == 0:  # at stage 0 every rank loads everything
         loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
@@ -48,7 +47,8 @@ def load_checkpoint(engine: DeepSpeedEngine, path: Path, expected: dict[str, Any
     return about
 
 
-def _tell_of_other_versions(path: Path, saved: dict[str, str]) -> None:
-    changed = [f"{name} {saved.get(name)} → {now}" for name, now in versions().items() if saved.get(name) != now]
+def tell_of_changes(what: str, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """One line on stderr, if there is any change: a warning that it is so, and each leaf's values."""
+    changed = [f"{name} {before} → {after}" for name, before, after in differences(saved, now)]
     if changed and dist.get_rank() == 0:
-        print(f"warning: checkpoint {path} was saved by other versions: {', '.join(changed)}", file=sys.stderr)
+        print(f"warning: {what}: {', '.join(changed)}", file=sys.stderr)

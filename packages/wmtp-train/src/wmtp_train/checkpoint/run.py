@@ -1,17 +1,32 @@
 """The checkpoints of one run: where it goes on, what it saves, and which of its checkpoints is the best."""
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
 from deepspeed.runtime.engine import DeepSpeedEngine
 
-from wmtp_core import UserError
+from wmtp_models import MtpForCausalLM
 from wmtp_train.checkpoint.folder import newest_checkpoint
-from wmtp_train.checkpoint.loading import load_checkpoint
+from wmtp_train.checkpoint.loading import load_checkpoint, tell_of_changes
 from wmtp_train.checkpoint.manifest import newest_whole_checkpoint
 from wmtp_train.checkpoint.saving import save_checkpoint
 from wmtp_train.engine import set_learning_rate
+from wmtp_train.processes import refuse_alike
 from wmtp_train.settings import Settings
+from wmtp_train.together import from_rank_0
+
+
+def identity(settings: Settings, policy: MtpForCausalLM, data: dict[str, str]) -> dict[str, Any]:
+    """What makes a run this one and no other, as JSON; a checkpoint of another is refused.
+
+    Args:
+        data: the fingerprint of the training rows and their scores.
+    """
+    trunk = json.loads(policy.config.trunk.to_json_string())
+    del trunk["transformers_version"]  # who wrote it
+    shape = settings.model.model_dump(include={"horizon", "head_kind", "train", "lora_rank", "lora_alpha"})
+    return {"algo": settings.algo, "seed": settings.seed, "data": data, "model": {**shape, "trunk": trunk}}
 
 
 class RunCheckpoints:
@@ -20,7 +35,7 @@ class RunCheckpoints:
     Args:
         settings: the run.
         engine: what is saved and loaded.
-        identity: JSON; a checkpoint in which any of it differs is one of another run.
+        identity: of the run, by `identity`.
         held_out: names of the held-out sets, for `keep_best`.
 
     Raises:
@@ -37,7 +52,7 @@ class RunCheckpoints:
             choice = (
                 f"choose one of {', '.join(losses)}" if losses else "data.evaluate names no held-out set; leave it out"
             )
-            raise UserError(f"keep_best is {settings.keep_best!r}; {choice}")
+            refuse_alike(f"keep_best is {settings.keep_best!r}; {choice}")
 
     def resume(self) -> tuple[int, int]:
         """Load the newest whole checkpoint, if the settings say so; steps done and rows consumed so far.
@@ -47,15 +62,16 @@ class RunCheckpoints:
         """
         settings = self.settings
         if not settings.resume:
-            if newest_checkpoint(self.folder):
-                raise UserError(
-                    f"output_dir {settings.output_dir} holds a run; --resume it, or choose another output_dir"
-                )
+            if from_rank_0(newest_checkpoint(self.folder) is not None):
+                refuse_alike(f"output_dir {settings.output_dir} holds a run; --resume it, or choose another output_dir")
             return 0, 0
         newest = newest_whole_checkpoint(self.folder)
         if newest is None:
             return 0, 0
         about = load_checkpoint(self.engine, newest, self.identity, settings.seed)
+        now = settings.model_dump(mode="json", exclude={"resume"})
+        saved = {name: value for name, value in about["settings"].items() if name != "resume"}
+        tell_of_changes(f"checkpoint {newest} was saved with other settings", saved, now)
         set_learning_rate(self.engine, settings.optimizer)
         return about["step"], about["consumed_rows"]
 

@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from wmtp_train.checkpoint.manifest import write_manifest
 from wmtp_train.checkpoint.rng import save_rng
 from wmtp_train.checkpoint.writing import postponed_failures
 from wmtp_train.durable import partial_of, publish_folder, sweep_partials, write_json
-from wmtp_train.together import from_rank_0, on_rank_0, together
+from wmtp_train.together import describe, from_rank_0, on_rank_0, together
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "wmtp-core", "wmtp-models", "wmtp-train")
 
@@ -57,7 +58,7 @@ def save_checkpoint(
     except UserError:  # rank 0 alone raises it, when every rank has stopped writing
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    on_rank_0(lambda: rotate(folder, keep, best_by), f"checkpoints older than {path} cannot be removed")
+    on_rank_0(lambda: _rotate(path, keep, best_by), "")
 
 
 def versions() -> dict[str, str]:
@@ -69,6 +70,13 @@ def _make(partial: Path) -> None:
     partial.parent.mkdir(parents=True, exist_ok=True)
     sweep_partials(partial.parent, "step_*")
     partial.mkdir()
+
+
+def _rotate(newest: Path, keep: int, best_by: str | None) -> None:
+    try:
+        rotate(newest.parent, keep, best_by)
+    except OSError as error:  # a nuisance, while the newest one is saved
+        print(f"warning: checkpoints older than {newest} cannot be removed: {describe(error)}", file=sys.stderr)
 
 
 def _finish_rank(failures: list[OSError], partial: Path) -> None:

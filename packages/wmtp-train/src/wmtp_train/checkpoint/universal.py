@@ -19,6 +19,9 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 
 from wmtp_train.together import on_rank_0
 
+# How torch says that the disk is full, where it opened the file itself.
+_CANNOT_WRITE = ("inline_container", "PytorchStreamWriter")
+
 
 def load_on_another_world(engine: DeepSpeedEngine, path: Path, saved_world: int) -> None:
     """Load what `saved_world` processes saved, at ZeRO stage 1, 2 or 3. Every rank must call it."""
@@ -87,6 +90,11 @@ def _convert(path: Path, universal: Path) -> None:
         strict=True,
         inject_missing_state=True,
     )
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        ds_to_universal.main(options)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            ds_to_universal.main(options)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _CANNOT_WRITE):
+            raise
+        raise OSError(f"{universal}: not all could be written, as on a full disk") from error
     (universal.parent / "latest_universal").unlink()  # it names a folder that is gone after the load

@@ -18,6 +18,7 @@ from wmtp_train.data.documents import noise_kinds, tokenise
 from wmtp_train.data.files import describe, expand
 from wmtp_train.data.packing import pack, packing_fingerprint
 from wmtp_train.data.storage import open_arrow, publish, write_arrow
+from wmtp_train.durable import write_json
 
 
 @dataclass(frozen=True)
@@ -160,5 +161,5 @@ def _build(
         "tokens": int(lengths.sum(dtype=np.int64)),
         "max_token_id": pc.max(pc.list_flatten(table["input_ids"])).as_py(),
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    write_json(folder / "manifest.json", manifest)
     return folder

@@ -12,6 +12,7 @@ from wmtp_train.data.storage import open_arrow
 
 COLUMN_FILE = "reference_ce.arrow"
 FINGERPRINT_FILE = "fingerprint.json"
+REMEDY = "remove the folder, and score again with `python launch/score.py`"
 
 
 def partial_folder(output: Path) -> Path:
@@ -19,9 +20,20 @@ def partial_folder(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
+def made_with(folder: Path) -> dict[str, str]:
+    """The fingerprint in a score folder: "corpus", "tokenizer", "packing", "reference", "dtype" and "computed_in".
+
+    Raises UserError where it is broken.
+    """
+    try:
+        return dict(json.loads((folder / FINGERPRINT_FILE).read_bytes()))
+    except (ValueError, TypeError) as error:  # of JSON, of UTF-8, and of what is no dict
+        raise UserError(f"{folder / FINGERPRINT_FILE}: damaged: {REMEDY}") from error
+
+
 def require_same(folder: Path, wanted: Mapping[str, str]) -> None:
     """Raises UserError for the first part of the fingerprint in `folder` that is not the wanted one."""
-    stored = json.loads((folder / FINGERPRINT_FILE).read_text())
+    stored = made_with(folder)
     for part, value in wanted.items():
         if stored.get(part) != value:
             raise UserError(
@@ -47,5 +59,4 @@ def load_scores(path: str | Path, prepared: PreparedData, reference_fingerprint:
         )
     reference = {} if reference_fingerprint is None else {"reference": reference_fingerprint}
     require_same(path, prepared.fingerprint | reference)
-    remedy = "remove the folder, and score again with `python launch/score.py`"
-    return open_arrow(path / COLUMN_FILE, len(prepared.rows), remedy)
+    return open_arrow(path / COLUMN_FILE, len(prepared.rows), REMEDY)

@@ -3,9 +3,9 @@
 The rows are scored in shards; one appears by a rename when it is complete, so a kill costs a process at most one.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ from torch import Tensor
 from wmtp_core.errors import UserError
 from wmtp_train.data.batch import Batch, PackedRows
 from wmtp_train.data.prepared import PreparedData
-from wmtp_train.data.scores import COLUMN_FILE, FINGERPRINT_FILE, load_scores, partial_folder, require_same
+from wmtp_train.data.scores import COLUMN_FILE, FINGERPRINT_FILE, load_scores, made_with, partial_folder, require_same
 from wmtp_train.data.storage import publish, write_arrow
+from wmtp_train.durable import write_json
+from wmtp_train.together import describe
 
 SHARD_ROWS = 512
 
@@ -46,8 +48,8 @@ def score(
     `in_step`: all processes (of torch.distributed) call `token_losses` equally often, as a reference that is sharded
     over them needs; one with fewer rows left than another goes on with rows of no meaning.
 
-    Raises UserError where `output`, finished or not, was made with something else, where a loss is not finite, and
-    where shards are missing because not all processes ran.
+    Raises UserError where `output`, finished or not, was made with something else or cannot be written, where a loss is
+    not finite, and where shards are missing because not all processes ran.
     """
     output = Path(output)
     wanted = prepared.fingerprint | {"reference": reference_fingerprint, "dtype": dtype, "computed_in": computed_in}
@@ -56,11 +58,12 @@ def score(
         require_same(output, wanted)
         return
     partial = partial_folder(output)
-    partial.mkdir(parents=True, exist_ok=True)
-    if not (partial / FINGERPRINT_FILE).is_file():
-        aside = partial / f"{FINGERPRINT_FILE}.{rank}"
-        aside.write_text(json.dumps(wanted, indent=2) + "\n")
-        aside.rename(partial / FINGERPRINT_FILE)
+    with _writing(output):
+        partial.mkdir(parents=True, exist_ok=True)
+        if not (partial / FINGERPRINT_FILE).is_file():
+            aside = partial / f"{FINGERPRINT_FILE}.{rank}"
+            write_json(aside, wanted)
+            aside.rename(partial / FINGERPRINT_FILE)
     require_same(partial, wanted)
 
     owed = [shard for shard in list(_shards(prepared))[rank::world] if not _shard_file(partial, shard).is_file()]
@@ -75,13 +78,26 @@ def score(
             if progress:
                 progress(done, total)
         values = np.concatenate(losses) * _scored_tokens(prepared, shard)
-        _write_shard(_shard_file(partial, shard), values.astype(dtype), rank)
+        with _writing(output):
+            _write_shard(_shard_file(partial, shard), values.astype(dtype), rank)
     for _ in range(idle_batches):
         token_losses(PackedRows(prepared)[[0] * micro_batch])
     _barrier()
     if rank == 0:
-        _join(prepared, partial, output)
+        with _writing(output):
+            _join(prepared, partial, output)
     _barrier()
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"scores {output} cannot be written: {describe(error)}; make room or mend the folder, and start again: "
+            "what is scored is kept"
+        ) from error
 
 
 def _shards(prepared: PreparedData) -> Iterator[range]:
@@ -145,7 +161,7 @@ def _join(prepared: PreparedData, partial: Path, output: Path) -> None:
     complete = partial / "complete"
     complete.mkdir(exist_ok=True)
     write_arrow(complete / COLUMN_FILE, (pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files))
-    shutil.copyfile(partial / FINGERPRINT_FILE, complete / FINGERPRINT_FILE)
+    write_json(complete / FINGERPRINT_FILE, made_with(partial))
     publish(complete, output)
     shutil.rmtree(partial)
 

@@ -9,6 +9,7 @@ import datasets
 import pyarrow as pa
 
 from wmtp_core.errors import UserError
+from wmtp_train.durable import sync
 
 
 def write_arrow(path: Path, tables: Iterable[pa.Table]) -> None:
@@ -37,9 +38,11 @@ def open_arrow(path: Path, num_rows: int, remedy: str) -> datasets.Dataset:
 
 
 def publish(aside: Path, folder: Path) -> None:
-    """Gives a finished folder its name by a rename. Where another process was first, the folder of that one stays."""
+    """Gives a folder, whose files are on the disk, its name. Where another process was first, that one's stays."""
+    sync(aside)
     try:
         aside.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise
+    sync(folder.parent)
