@@ -152,7 +152,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
 
     yield mount
     for folder in mounted:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)  # a test that failed may hold files open
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def rows_per_chunk(weight: Tensor) -> int:
     The weight's gradient is read and written once a chunk, so a chunk of few rows is slow however small its memory.
     """
     if weight.device.type == "cpu":
-        return max(512, 2**24 // len(weight))
+        return max(384, 3 * 2**22 // len(weight))
     return max(1024, 2**27 // len(weight))
 
 
