@@ -48,6 +48,9 @@ def generate(model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
+    # `run` ends the process group, and the one that the tests of a session share has to stay.
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)
+
     def call(*arguments: object, source: Path = model, stdin: str = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["generate.py", "--model", str(source), *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))

@@ -10,7 +10,8 @@ def float_storages() -> dict[int, torch.UntypedStorage]:
     gc.collect()
     storages = {}
     for tensor in gc.get_objects():
-        if issubclass(type(tensor), torch.Tensor):  # isinstance would ask torch's lazy attributes for their class
+        # isinstance would ask torch's lazy attributes for their class; other classes are what a compiler leaves.
+        if type(tensor) in (torch.Tensor, torch.nn.Parameter):
             for held in (tensor, tensor.grad if tensor.is_leaf else None):
                 if held is not None and held.is_floating_point():
                     storages[held.untyped_storage().data_ptr()] = held.untyped_storage()
