@@ -1,6 +1,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -54,7 +55,13 @@ def ended(child, seconds=20):
     return None
 
 
-def test_a_forked_helper_ends_by_the_signal():
+@pytest.mark.parametrize("scene", ["helper_ends_by_the_signal", "reader_heeds_its_parent_alone"])
+def test_forked(scene):
+    """In a small process: Linux may refuse to fork the large one that runs all tests."""
+    subprocess.run([sys.executable, __file__, scene], check=True, timeout=60)
+
+
+def helper_ends_by_the_signal():
     with noting_stop_signals():
         child = forked(lambda: None)
         os.kill(child, signal.SIGTERM)
@@ -62,7 +69,7 @@ def test_a_forked_helper_ends_by_the_signal():
         assert noted_signal() == 0
 
 
-def test_a_process_that_reads_ahead_heeds_its_parent_alone():
+def reader_heeds_its_parent_alone():
     child = forked(lambda: heed_only_the_parent(0))
     for name in ("TERM", "USR1"):
         subprocess.run(["kill", f"-{name}", str(child)], check=True)
@@ -70,3 +77,7 @@ def test_a_process_that_reads_ahead_heeds_its_parent_alone():
     assert os.waitpid(child, os.WNOHANG) == (0, 0)
     os.kill(child, signal.SIGTERM)
     assert ended(child) == 0
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
