@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "launch"))
+sys.path.insert(0, str(ROOT / "launch"))  # before what is imported from there
 
 import train  # noqa: E402
 from wmtp_train.processes import run  # noqa: E402

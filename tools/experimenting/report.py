@@ -3,8 +3,6 @@
 import base64
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from experimenting.analysis import Analysis
 from experimenting.conclusions import LIMITS, conclusions
 from experimenting.drawing import png, style
@@ -19,6 +17,7 @@ from experimenting.results import Results
 from experimenting.selection_figures import accepted_drafts, kept_by_kind, selection_maps
 from experimenting.tables import Table, tables
 from reporting import theme
+from reporting.page import page_environment
 
 _FIGURES = (
     learning_curves,
@@ -85,19 +84,16 @@ def _markdown(analysis: Analysis, made: list[Table], figures: list[str]) -> str:
 
 
 def _page(analysis: Analysis, made: list[Table], images: dict[str, bytes]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
-        title=_title(analysis),
-        limits=LIMITS,
-        conclusions=conclusions(analysis),
-        figures={name: base64.b64encode(image).decode() for name, image in images.items()},
-        tables=made,
-        circumstances=_circumstances(analysis),
-        theme=theme,
+    return (
+        page_environment(Path(__file__).parent)
+        .get_template("report.html.j2")
+        .render(
+            title=_title(analysis),
+            limits=LIMITS,
+            conclusions=conclusions(analysis),
+            figures={name: base64.b64encode(image).decode() for name, image in images.items()},
+            tables=made,
+            circumstances=_circumstances(analysis),
+            theme=theme,
+        )
     )

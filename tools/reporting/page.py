@@ -29,17 +29,22 @@ class Plot(NamedTuple):
     svg: Markup
 
 
-def render(runs: list[Run]) -> str:
-    """The page, the same to the byte for the same runs."""
-    kinds = theme.kind_styles(set[str]().union(*(run.noise_kinds for run in runs)))
-    horizon = max(len(run.heads("ce")) for run in runs)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+def page_environment(folder: Path) -> Environment:
+    """Templates of a folder, where what is missing is an error and text is escaped."""
+    return Environment(
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(runs: list[Run]) -> str:
+    """The page, the same to the byte for the same runs."""
+    kinds = theme.kind_styles(set[str]().union(*(run.noise_kinds for run in runs)))
+    horizon = max(len(run.heads("ce")) for run in runs)
+    environment = page_environment(Path(__file__).parent)
     environment.filters |= {"number": number, "percent": percent}
     return environment.get_template("report.html.j2").render(
         runs=runs,

@@ -57,4 +57,4 @@ def _shift_layer_idx(layer: nn.Module, offset: int) -> None:
     for module in layer.modules():
         layer_idx = getattr(module, "layer_idx", None)
         if isinstance(layer_idx, int):
-            module.layer_idx = layer_idx + offset  # type: ignore[assignment]
+            module.layer_idx = layer_idx + offset  # type: ignore[assignment]  # torch's stubs expect a tensor

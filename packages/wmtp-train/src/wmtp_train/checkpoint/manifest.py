@@ -6,6 +6,7 @@ The ranks share the reading: rank r of R takes the files r, r + R, … and all k
 import hashlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def newest_whole_checkpoint(folder: Path) -> Path | None:
         flaw = find_flaw(path)
         if not flaw:
             for other in damaged:
-                on_rank_0(lambda other=other: set_aside(other), f"checkpoint {other} cannot be set aside")  # type: ignore[misc]
+                on_rank_0(partial(set_aside, other), f"checkpoint {other} cannot be set aside")
             return path
         damaged.append(path)
         if dist.get_rank() == 0:
