@@ -15,24 +15,26 @@ from wmtp_train.benchmarks import require_benchmarks, run_benchmarks
 from wmtp_train.command_line import load_settings
 from wmtp_train.durable import write_json
 from wmtp_train.hparams import write_hparams
-from wmtp_train.processes import device, run, start_processes
+from wmtp_train.processes import device, refuse_alike, run, start_processes
 from wmtp_train.settings import Settings
 from wmtp_train.tables import figures_table
-from wmtp_train.together import on_rank_0
+from wmtp_train.together import on_rank_0, together
 
 
 def main() -> None:
     """Load the run's final model into its trainer and evaluate it."""
-    settings = load_settings(tiny_config=TINY_CONFIG)
+    start_processes()  # first, so that what is wrong with the settings is said once
+    settings = together(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
+    algorithm = together(lambda: trainer_class(settings.algo), "algo")
+    evaluated = together(lambda: as_evaluated(settings), "evaluation.model")
     wanted, folder = settings.evaluation, settings.output_dir
     if not (settings.data.evaluate or wanted.humaneval or wanted.tasks):
-        raise UserError(
+        refuse_alike(
             "data.evaluate names no held-out set; give one, like {validation: [FILE]}, or evaluation.humaneval or "
             "evaluation.tasks"
         )
-    start_processes()
     require_benchmarks(wanted)
-    trainer = trainer_class(settings.algo)(as_evaluated(settings))
+    trainer = algorithm(evaluated)
     trainer.policy.to(device()).eval()
     trainer.step = settings.steps  # past every warm-up
     figures = trainer.evaluate()

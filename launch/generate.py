@@ -20,6 +20,7 @@ from wmtp_models import (
     MtpForCausalLM,
     Sampling,
     TextStream,
+    encode_prompt,
     generate,
     load_tokenizer,
     load_wmtp,
@@ -57,7 +58,7 @@ def main() -> None:
     prompts = read_prompts(arguments)
     sampling = open_sampling(arguments)
     tokenizer, policy = open_model(arguments.model, getattr(torch, arguments.dtype))
-    rows = [tokenise(tokenizer, prompt) for prompt in prompts]
+    rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     options: dict[str, Any] = {
         "max_new_tokens": arguments.max_new_tokens,
         "eos_token_ids": stop_tokens(policy, tokenizer),
@@ -94,13 +95,6 @@ def open_model(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerFast
     """A WMTP model, on the GPU where there is one, and the tokenizer beside it."""
     policy = load_wmtp(source, dtype).eval()
     return load_tokenizer(source), policy.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def tokenise(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
-    """A prompt as the beginning of a document: with the tokenizer's BOS where it has one, and no EOS."""
-    text: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    beginning = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
-    return [*beginning, *text] if text else []
 
 
 class Printer:

@@ -6,12 +6,13 @@ from tiny import TINY_CONFIG
 from wmtp_train.command_line import load_settings
 from wmtp_train.inputs import open_inputs
 from wmtp_train.processes import run, start_processes
+from wmtp_train.together import together
 
 
 def main() -> None:
     """Prepare every set and say what is in it."""
-    settings = load_settings(tiny_config=TINY_CONFIG)
-    start_processes()
+    start_processes()  # first, so that what is wrong with the settings is said once
+    settings = together(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
     for name, data in open_inputs(settings, with_scores=False).sets().items():
         found = data.prepared
         kinds = f", noise: {', '.join(found.kinds)}" if found.kinds else ""

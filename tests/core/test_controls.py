@@ -139,4 +139,4 @@ def test_labelled_keeps_head_0_whole_and_the_clean_targets_of_the_others():
 
 def test_labelled_says_how_to_mend_what_it_cannot_count():
     with pytest.raises(UserError, match='set it to "valid"'):
-        LabelledWeighting().selected_counts(torch.ones(2, 4, dtype=torch.int64))
+        LabelledWeighting().selected_counts(torch.ones(2, 4, dtype=torch.int64), 0)

@@ -13,6 +13,7 @@ from wmtp_core import (
     Rho1Weighting,
     SoftmaxExcessWeighting,
     TokenSignals,
+    UniformAtFirst,
     UniformWeighting,
     mtp_targets,
 )
@@ -21,8 +22,10 @@ ROWS, LENGTH, HORIZON = 4, 200, 4
 KNOWN_AHEAD = [
     UniformWeighting(),
     CriticWeighting(),
-    CriticWeighting(warmup_steps=9),
+    UniformAtFirst(Rho1Weighting(), 9),
+    UniformAtFirst(CriticWeighting(), 3),
     RandomWeighting(),
+    RandomWeighting(from_head=0),
     LabelledWeighting(),
 ]
 BY_POSITION = [SoftmaxExcessWeighting()]
@@ -63,8 +66,9 @@ def test_rules_that_compare_no_positions_know_their_weights(rule, chunks, signal
 
 
 @pytest.mark.parametrize("k_percent", [0.01, 0.3, 0.6, 1.0])
-def test_rho1_over_one_chunk_is_the_rule(k_percent, signals):
-    rule = Rho1Weighting(k_percent)
+@pytest.mark.parametrize("from_head", [0, 1])
+def test_rho1_over_one_chunk_is_the_rule(k_percent, from_head, signals):
+    rule = Rho1Weighting(k_percent, from_head=from_head)
     assert torch.equal(guessed(rule, signals, 1), rule.compute_head_weights(signals))
 
 

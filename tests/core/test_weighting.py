@@ -15,6 +15,7 @@ from wmtp_core import (
     Rho1Weighting,
     SoftmaxExcessWeighting,
     TokenSignals,
+    UniformAtFirst,
     UniformWeighting,
     UserError,
     mtp_targets,
@@ -29,7 +30,11 @@ RULES = [
     CriticWeighting(advantage="gae"),
     CriticWeighting(transform="exp"),
     CriticWeighting(transform="exp", advantage="gae", clip=1.5),
-    CriticWeighting(warmup_steps=10),
+    UniformAtFirst(Rho1Weighting(), 10),
+    UniformAtFirst(Rho1Weighting(), 3),
+    Rho1Weighting(0.3, from_head=0),
+    Rho1Weighting(0.3, "sequence", from_head=0),
+    RandomWeighting(0.3, from_head=0),
     RandomWeighting(0.3, "batch"),
     RandomWeighting(0.6, "sequence"),
     SoftmaxExcessWeighting(),
@@ -84,7 +89,7 @@ def test_nothing_valid_one_token_and_one_head(rule, rows, length, horizon, densi
     weights = rule.compute_head_weights(signals)
     assert weights.isfinite().all()
     assert (weights[~signals.valid] == 0).all()
-    if horizon == 1:
+    if horizon == 1 and getattr(rule, "from_head", 1) == 1:
         torch.testing.assert_close(weights.sum(), signals.valid.sum().float())
 
 
@@ -118,7 +123,7 @@ def test_selected_counts_are_what_is_selected(seed, rows, length, horizon, densi
     for rule in RULES:
         if isinstance(rule, LabelledWeighting):
             continue  # it refuses: see test_controls.py
-        counts = rule.selected_counts(valid_per_row)
+        counts = rule.selected_counts(valid_per_row, signals.step)
         assert counts.dtype == torch.int64
         assert torch.equal(counts, (rule.compute_head_weights(signals) != 0).sum(dim=(0, 1))), rule
 
@@ -144,6 +149,22 @@ def test_rho1_is_the_top_excess(scope):
     signals = example(0)
     expected = select_top_excess(signals.ce, signals.reference_ce, signals.valid, 0.3, scope)
     assert torch.equal(Rho1Weighting(0.3, scope).compute_head_weights(signals), expected)
+
+
+@pytest.mark.parametrize("scope", ["batch", "sequence"])
+@pytest.mark.parametrize("rule", [Rho1Weighting, RandomWeighting])
+def test_from_head_0_selects_there_as_on_any_other_head(rule, scope):
+    """Head 0 is chosen as it would be as the second of two heads, and the others as they always are."""
+    signals = example(0)
+    selecting = rule(0.3, scope, from_head=0).compute_head_weights(signals)
+    assert torch.equal(selecting[..., 1:], rule(0.3, scope).compute_head_weights(signals)[..., 1:])
+    kept, valid = (part[..., 0].sum(dim=() if scope == "batch" else 1) for part in (selecting, signals.valid))
+    assert torch.equal(kept, 1 + (0.3 * (valid - 1) + 1e-9).floor())
+    if rule is Rho1Weighting:
+        excess = (signals.ce[..., 0] - signals.reference_ce.roll(-1, dims=1)).where(signals.valid[..., 0], -torch.inf)
+        lowest_kept = excess.where(selecting[..., 0] != 0, torch.inf).amin(dim=None if scope == "batch" else 1)
+        highest_left = excess.where(selecting[..., 0] == 0, -torch.inf).amax(dim=None if scope == "batch" else 1)
+        assert (lowest_kept >= highest_left).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -215,14 +236,14 @@ def test_huge_values_stay_finite(transform, value):
     assert weights.sum().item() == pytest.approx(signals.valid.sum().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("transform", ["softmax", "exp"])
-def test_the_critic_is_uniform_until_the_warmup_ends(transform):
-    rule = CriticWeighting(transform=transform, warmup_steps=5)
+@pytest.mark.parametrize("rule", [CriticWeighting(), CriticWeighting(transform="exp"), Rho1Weighting()], ids=str)
+def test_a_rule_with_a_warm_up_is_uniform_at_first_and_then_itself(rule):
+    with_warm_up = UniformAtFirst(rule, 5)
     signals = example(0, step=4)
-    without_values = dataclasses.replace(signals, values=None)
-    assert torch.equal(rule.compute_head_weights(without_values), signals.valid.float())
-    after = rule.compute_head_weights(dataclasses.replace(signals, step=5))
-    assert torch.equal(after, CriticWeighting(transform=transform).compute_head_weights(signals))
+    nothing_known = dataclasses.replace(signals, values=None, reference_ce=None)
+    assert torch.equal(with_warm_up.compute_head_weights(nothing_known), signals.valid.float())
+    after = with_warm_up.compute_head_weights(dataclasses.replace(signals, step=5))
+    assert torch.equal(after, rule.compute_head_weights(signals))
     assert not torch.equal(after, signals.valid.float())
 
 

@@ -117,8 +117,8 @@ class Remembering(HeadWeighting):
         self.seen.append((signals, weights))
         return weights
 
-    def selected_counts(self, valid_per_row: torch.Tensor) -> torch.Tensor:
-        return self.weighting.selected_counts(valid_per_row)
+    def selected_counts(self, valid_per_row: torch.Tensor, step: int) -> torch.Tensor:
+        return self.weighting.selected_counts(valid_per_row, step)
 
     def guess_weights(self, signals: TokenSignals) -> WeightGuess | None:
         return self.weighting.guess_weights(signals)

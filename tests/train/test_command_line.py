@@ -52,6 +52,19 @@ def test_tiny_stands_for_its_file_unless_a_config_is_given(tmp_path):
     assert load_settings([], tiny).steps == 1000
 
 
+@pytest.mark.parametrize("form", ["--data.evaluate={}", "--data.evaluate {}"])
+def test_a_model_and_held_out_sets_of_the_command_line_are_not_mixed_with_those_of_the_file(tmp_path, form):
+    text = "{data: {evaluate: {a: [a.txt]}, workers: 1}, model: {config: {model_type: llama, hidden_size: 8}}}"
+    config = yaml_file(tmp_path, text)
+    settings = load_settings(["--config", config, *form.replace("{}", '{"b":["b.txt"]}').split()])
+    assert (settings.data.evaluate, settings.data.workers) == ({"b": ["b.txt"]}, 1)
+    assert load_settings(["--config", config, *form.split()]).data.evaluate == {}
+    settings = load_settings(["--config", config, "--model.config", '{"model_type": "gpt2"}'])
+    assert settings.model.config == {"model_type": "gpt2"}
+    empty = yaml_file(tmp_path, "model:\nsteps: 3")
+    assert load_settings(["--config", empty, "--model.config", '{"model_type": "gpt2"}']).model == settings.model
+
+
 def test_what_the_launcher_adds_is_passed_over():
     assert load_settings(["--local_rank=1", "--steps", "4"]).steps == 4
 

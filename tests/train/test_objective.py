@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from wmtp_core import RandomWeighting, Rho1Weighting, UniformWeighting
+from wmtp_core import RandomWeighting, Rho1Weighting, UniformAtFirst, UniformWeighting
 from wmtp_models import MtpOutput
 from wmtp_train.algorithms.critic import LearnReward
 from wmtp_train.objective import Objective, StepCounts
@@ -64,16 +64,26 @@ def test_denominators_count_every_micro_batch_of_the_step(processes, random_micr
                 n = sum(row in rows and head == h for row, _, head in targets)
                 keep = 1 + math.floor(0.4 * (n - 1) + 1e-9) if n and h else n
                 expected[h] += keep if normalize_by == "selected" else n
-    counts = objective.count_targets(batches)
+    counts = objective.count_targets(batches, 0)
     assert counts.heads.tolist() == expected
     assert int(counts.values) == sum(int((~batch.rewards.isnan()).sum()) for batch in batches)
 
 
-@pytest.mark.parametrize("weighting", [RandomWeighting(0.5), Rho1Weighting(0.5)])
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        RandomWeighting(0.5),
+        Rho1Weighting(0.5),
+        Rho1Weighting(0.5, from_head=0),
+        UniformAtFirst(Rho1Weighting(0.5), 7),
+        UniformAtFirst(Rho1Weighting(0.5), 8),
+    ],
+    ids=str,
+)
 def test_the_denominators_of_selected_are_what_is_selected(processes, random_micro_batch, weighting):
-    micro_batches = [random_micro_batch(seed) for seed in range(3)]
+    micro_batches = [random_micro_batch(seed, step=7) for seed in range(3)]
     objective = make_objective(None, weighting, normalize_by="selected")
-    counts = objective.count_targets([batch for batch, _, _ in micro_batches])
+    counts = objective.count_targets([batch for batch, _, _ in micro_batches], 7)
     kept = sum(weighting.compute_head_weights(signals).sum(dim=(0, 1)) for _, _, signals in micro_batches)
     assert counts.heads.tolist() == kept.tolist()
 
@@ -85,7 +95,7 @@ def test_the_denominator_of_the_value_loss_is_exact_beyond_the_integers_of_float
         return values, torch.full_like(values, 2**20 + 1)
 
     objective = make_objective(None, UniformWeighting(), None, many)
-    assert objective.count_targets([batch, batch]).values.tolist() == 2 * batch.input_ids.numel() * (2**20 + 1)
+    assert objective.count_targets([batch, batch], 0).values.tolist() == 2 * batch.input_ids.numel() * (2**20 + 1)
 
 
 def test_the_loss_is_the_weighted_sum_over_its_denominators(random_micro_batch):

@@ -67,7 +67,7 @@ def trained_step(config: Path) -> Callable[[], None]:
 
     def step() -> None:
         micro_batches = [next(batches).to(trainer.device) for _ in range(trainer.accumulation)]
-        counts = trainer.objective.count_targets(micro_batches)
+        counts = trainer.objective.count_targets(micro_batches, trainer.step)
         for batch in micro_batches:
             trainer.forward_backward(batch, counts)
 

@@ -4,10 +4,10 @@ import random
 from collections.abc import Callable
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from wmtp_models import MtpForCausalLM, TextStream, stop_tokens
+from wmtp_models import MtpForCausalLM, TextStream, encode_prompt, stop_tokens
 
 TEXT = "def f(): return 'é' # 日本語 🙂🇩🇪\n\tif x:\n  naïve  end "
 
@@ -101,3 +101,17 @@ def test_special_tokens_are_not_text() -> None:
     tokenizer = byte_level()
     stream = TextStream(tokenizer, tokenizer("if")["input_ids"])
     assert stream.put([*tokenizer("end")["input_ids"], tokenizer.eos_token_id]) + stream.end() == "end"
+
+
+def test_a_prompt_begins_a_document_and_does_not_end_it() -> None:
+    tokenizer = byte_level()
+    plain = encode_prompt(tokenizer, "def f(")
+    assert tokenizer.decode(plain) == "def f("
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", bos), ("<eos>", eos)]
+    )
+    assert tokenizer.encode("def f(") == [bos, *plain, eos]
+    assert encode_prompt(tokenizer, "def f(") == [bos, *plain]
+    assert encode_prompt(tokenizer, "") == []

@@ -1,16 +1,18 @@
+import json
+
 import pytest
 import torch
 
-from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting
+from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting, UniformAtFirst
 
 CONTROLS = ["random", "softmax-excess", "labelled"]
 
 
 def test_each_wires_its_rule(make_trainer):
-    selection = {"k_percent": 0.3, "scope": "sequence"}
+    selection = {"k_percent": 0.3, "scope": "sequence", "warmup_steps": 7, "from_head": 0}
     wired = {name: make_trainer(name, algo=name, seed=5, selection=selection) for name in CONTROLS}
     assert {name: trainer.objective.weighting.weighting for name, trainer in wired.items()} == {
-        "random": RandomWeighting(0.3, "sequence", seed=5, group=None),
+        "random": UniformAtFirst(RandomWeighting(0.3, "sequence", seed=5, group=None, from_head=0), 7),
         "softmax-excess": SoftmaxExcessWeighting(),
         "labelled": LabelledWeighting(),
     }
@@ -38,3 +40,12 @@ def test_labelled_keeps_exactly_what_the_corpus_calls_clean(make_trainer):
     figures = make_trainer(algo="labelled", steps=1).train()
     assert figures["held_out/noise/precision"] == figures["held_out/noise/recall"] == 1
     assert figures["held_out/noise/kept/hex"] == figures["held_out/noise/kept/shuffled"] == 0
+
+
+def test_held_out_text_without_labels_is_clean_to_labelled(make_trainer, tmp_path):
+    plain = tmp_path / "plain.txt"
+    plain.write_text("def a(x): return x\n" * 30)
+    figures = make_trainer(algo="labelled", steps=1, data={"evaluate": {"plain": [str(plain)]}}).train()
+    assert figures["plain/ce/head_1"] > 0
+    passage = json.loads((tmp_path / "run/passages.json").read_text())["plain"]
+    assert {weight for weights in passage["weights"] for weight in weights} == {1.0, None}

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from wmtp_core import CriticWeighting
+from wmtp_core import CriticWeighting, UniformAtFirst
 from wmtp_train.algorithms.critic import LearnReward
 from wmtp_train.data.batch import Batch
 from wmtp_train.inputs import training_batches
@@ -21,8 +21,8 @@ def test_it_wires_the_settings_and_a_value_head(make_trainer):
         "value_warmup_steps": 7,
     }
     trainer = make_trainer(algo="critic-wmtp", critic=critic)
-    critic["warmup_steps"] = critic.pop("value_warmup_steps")
-    assert trainer.objective.weighting.weighting == CriticWeighting(**critic, group=None)
+    warmup_steps = critic.pop("value_warmup_steps")
+    assert trainer.objective.weighting.weighting == UniformAtFirst(CriticWeighting(**critic, group=None), warmup_steps)
     assert trainer.engine.module.value_head is not None
     assert trainer.objective.reference is None
 

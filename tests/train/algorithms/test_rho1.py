@@ -3,12 +3,14 @@ import math
 import pytest
 import torch
 
-from wmtp_core import Rho1Weighting
+from wmtp_core import Rho1Weighting, UniformAtFirst
 
 
 def test_it_wires_the_settings_selection_and_a_live_reference(make_trainer):
-    trainer = make_trainer(algo="rho1-wmtp", selection={"k_percent": 0.3, "scope": "sequence"})
-    assert trainer.objective.weighting.weighting == Rho1Weighting(0.3, "sequence", group=None)
+    selection = {"k_percent": 0.3, "scope": "sequence", "warmup_steps": 7, "from_head": 0}
+    trainer = make_trainer(algo="rho1-wmtp", selection=selection)
+    rule = Rho1Weighting(0.3, "sequence", group=None, from_head=0)
+    assert trainer.objective.weighting.weighting == UniformAtFirst(rule, 7)
     assert trainer.objective.reference is not None
     assert trainer.objective.value_objective is None
 
@@ -24,8 +26,18 @@ def test_head_0_keeps_everything_and_later_heads_exactly_their_share(make_traine
             assert int(weights[..., h].sum()) == 1 + math.floor(k_percent * (n - 1) + 1e-9)
 
 
-def test_one_head_has_nothing_to_select(make_trainer):
-    trainer = make_trainer(algo="rho1-wmtp", steps=1, model={"horizon": 1})
+def test_one_head_has_nothing_to_select_unless_head_0_selects(make_trainer):
+    for from_head in (1, 0):
+        changes = {"model": {"horizon": 1}, "selection": {"from_head": from_head}}
+        trainer = make_trainer(f"from_{from_head}", algo="rho1-wmtp", steps=1, **changes)
+        trainer.train()
+        signals, weights = trainer.objective.weighting.seen[0]
+        assert torch.equal(weights, signals.valid.float()) is (from_head == 1)
+
+
+def test_selection_begins_after_its_warm_up(make_trainer):
+    trainer = make_trainer(algo="rho1-wmtp", steps=4, selection={"warmup_steps": 2}, data={"evaluate": {}})
     trainer.train()
-    signals, weights = trainer.objective.weighting.seen[0]
-    assert torch.equal(weights, signals.valid.float())
+    assert [signals.step for signals, _ in trainer.objective.weighting.seen] == [0, 1, 2, 3]
+    for signals, weights in trainer.objective.weighting.seen:
+        assert torch.equal(weights, signals.valid.float()) is (signals.step < 2)

@@ -1,8 +1,7 @@
 import torch
-from tokenizers import processors
 
-from wmtp_models import Sampling, load_tokenizer
-from wmtp_train.benchmarks.prompts import complete, encode_prompt
+from wmtp_models import Sampling, encode_prompt
+from wmtp_train.benchmarks.prompts import complete
 
 PROMPTS = ["def f(", "return", "a", "x: x\n"]
 
@@ -38,16 +37,3 @@ def test_every_batch_is_drawn_anew_and_the_seed_fixes_all(policy, tokenizer):
 
     assert draw(0) == draw(0) != draw(1)
     assert len(set(draw(0))) == 4
-
-
-def test_a_prompt_begins_a_document_and_does_not_end_it(tiny_home):
-    tokenizer = load_tokenizer(tiny_home / "tokenizer")
-    plain = encode_prompt(tokenizer, "def f(")
-    assert tokenizer.eos_token_id not in plain
-    tokenizer.add_special_tokens({"bos_token": "<bos>"})
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A <eos>", special_tokens=[("<bos>", bos), ("<eos>", eos)]
-    )
-    assert tokenizer.encode("def f(") == [bos, *plain, eos]
-    assert encode_prompt(tokenizer, "def f(") == [bos, *plain]

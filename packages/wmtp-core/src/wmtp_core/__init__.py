@@ -18,6 +18,7 @@ from wmtp_core.weighting import (
     HeadWeighting,
     Rho1Weighting,
     TokenSignals,
+    UniformAtFirst,
     UniformWeighting,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "Rho1Weighting",
     "SoftmaxExcessWeighting",
     "TokenSignals",
+    "UniformAtFirst",
     "UniformWeighting",
     "UserError",
     "WeightGuess",

@@ -15,12 +15,13 @@ from wmtp_core.weighting import HeadWeighting, TokenSignals, required, softmax_o
 
 @dataclass(frozen=True)
 class RandomWeighting(HeadWeighting):
-    """Control: head 0 whole, later heads a random k_percent, drawn anew each step."""
+    """Control: head 0 whole (or not, see `Rho1Weighting`), later heads a random k_percent, drawn anew each step."""
 
     k_percent: float = 0.6
     scope: Scope = "batch"
     seed: int = 0
     group: dist.ProcessGroup | None = None
+    from_head: int = 1
 
     def __post_init__(self) -> None:
         check_k_percent(self.k_percent)
@@ -33,13 +34,14 @@ class RandomWeighting(HeadWeighting):
         key = _mix(signals.row_ids + _mix(_mix(seed) + signals.step))  # [B]
         cell = torch.arange(length * horizon, device=device).view(1, length, horizon)
         scores = (_mix(key.view(-1, 1, 1) + cell) & 0xFFFFFF).float()  # [B, S, H], 24 bits: exact in float32
-        return select_top_scores(scores, signals.valid, self.k_percent, self.scope, self.group)
+        return select_top_scores(scores, signals.valid, self.k_percent, self.scope, self.group, self.from_head)
 
-    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
-        return top_k_counts(valid_per_row, self.k_percent, self.scope)
+    def selected_counts(self, valid_per_row: Tensor, step: int) -> Tensor:
+        return top_k_counts(valid_per_row, self.k_percent, self.scope, self.from_head)
 
     def guess_weights(self, signals: TokenSignals) -> WeightGuess:
-        return KnownAhead(self.compute_head_weights(signals), share_kept(self.k_percent, signals.valid.shape[-1]))
+        share = share_kept(self.k_percent, signals.valid.shape[-1], self.from_head)
+        return KnownAhead(self.compute_head_weights(signals), share)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class SoftmaxExcessWeighting(HeadWeighting):
         excess = excess_loss(signals.ce, required(signals.reference_ce, "softmax-excess", "reference_ce"))
         return softmax_over_heads(excess.abs(), signals.valid, self.temperature)
 
-    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+    def selected_counts(self, valid_per_row: Tensor, step: int) -> Tensor:
         return valid_per_row.sum(dim=0)
 
     def guess_weights(self, signals: TokenSignals) -> WeightGuess:

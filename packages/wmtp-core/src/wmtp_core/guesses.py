@@ -46,12 +46,13 @@ class RunningTopExcess:
         targets_reference_ce: float32 `[B, S, H]`, the reference's loss on each prediction's target.
         valid: bool `[B, S, H]`.
         k_percent: fraction in (0, 1].
+        from_head: the first head that selects.
     """
 
-    def __init__(self, targets_reference_ce: Tensor, valid: Tensor, k_percent: float) -> None:
+    def __init__(self, targets_reference_ce: Tensor, valid: Tensor, k_percent: float, from_head: int = 1) -> None:
         self.reference_ce, self.valid = targets_reference_ce.flatten(0, 1), valid.flatten(0, 1)  # [P, H]
-        self.k_percent = k_percent
-        self.share = share_kept(k_percent, valid.shape[-1])
+        self.k_percent, self.from_head = k_percent, from_head
+        self.share = share_kept(k_percent, valid.shape[-1], from_head)
         self.seen = [self.reference_ce[:0]]  # of each chunk so far `[c, H]`: excess of valid targets, −inf elsewhere
         self.seen_valid = self.valid[:0].sum(dim=0)  # [H]
         self.count, self.sorted_count = 0, 0
@@ -68,5 +69,5 @@ class RunningTopExcess:
             last_kept = (top_k_count(self.seen_valid, self.k_percent) - 1).clamp(min=0)  # [H]
             self.threshold = self.seen[0].sort(dim=0, descending=True).values.gather(0, last_kept[None])  # [1, H]
         kept = excess >= self.threshold
-        kept[:, 0] = True
+        kept[:, : self.from_head] = True
         return (kept & valid).float()

@@ -47,9 +47,10 @@ def top_k_count(valid_count: Tensor, k_percent: float) -> Tensor:
     return kept.masked_fill(valid_count == 0, 0)
 
 
-def share_kept(k_percent: float, horizon: int) -> float:
-    """What part of all predictions is kept, head 0 whole and the top k of each later head."""
-    return (1 + (horizon - 1) * k_percent) / horizon
+def share_kept(k_percent: float, horizon: int, from_head: int = 1) -> float:
+    """What part of all predictions is kept: the heads before `from_head` whole, and the top k of each later one."""
+    whole = min(from_head, horizon)
+    return (whole + (horizon - whole) * k_percent) / horizon
 
 
 def keep_top(scores: Tensor, valid: Tensor, k_percent: float) -> Tensor:
@@ -71,9 +72,14 @@ def keep_top(scores: Tensor, valid: Tensor, k_percent: float) -> Tensor:
 
 
 def select_top_scores(
-    scores: Tensor, valid: Tensor, k_percent: float, scope: Scope = "batch", group: dist.ProcessGroup | None = None
+    scores: Tensor,
+    valid: Tensor,
+    k_percent: float,
+    scope: Scope = "batch",
+    group: dist.ProcessGroup | None = None,
+    from_head: int = 1,
 ) -> Tensor:
-    """Head 0 keeps every valid target; each head h ≥ 1 the top k of its valid targets by `scores`.
+    """Heads before `from_head` keep every valid target; each later head the top k of its valid targets by `scores`.
 
     Args:
         scores: float32 `[B, S, H]`, higher is kept first.
@@ -82,27 +88,32 @@ def select_top_scores(
         scope: "batch" compares over the micro-batch, "sequence" within each row.
         group: the process group over whose ranks a batch extends, rank 0's rows first; every rank must hold the same
             `B` and `S`. None: this process alone. Not used by scope "sequence".
+        from_head: 1 keeps head 0 whole, the rule of rho1-wmtp; 0 selects there too, as Rho-1 itself does.
 
     Returns:
         float32 `[B, S, H]` of 0 and 1.
     """
     check_k_percent(k_percent)
-    rows, length, horizon = valid.shape
+    rows, length, _ = valid.shape
     if scope not in ("batch", "sequence"):
         raise UserError(f'scope is {scope!r}; choose "batch" or "sequence"')
-    later_scores, later_valid = scores[..., 1:].float(), valid[..., 1:]  # [B, S, H-1]
+    later_scores, later_valid = (
+        scores[..., from_head:].float(),
+        valid[..., from_head:],
+    )  # [B, S, L] of L heads
+    selecting = later_valid.shape[-1]
     if scope == "sequence":
         by_row = keep_top(
             later_scores.transpose(1, 2).flatten(0, 1), later_valid.transpose(1, 2).flatten(0, 1), k_percent
-        )  # [B·(H-1), S]
-        later = by_row.view(rows, horizon - 1, length).transpose(1, 2)  # [B, S, H-1]
+        )  # [B·L, S]
+        later = by_row.view(rows, selecting, length).transpose(1, 2)  # [B, S, L]
     else:
         all_scores, all_valid, start = _gather_over_ranks(
             later_scores.permute(2, 0, 1).flatten(1), later_valid.permute(2, 0, 1).flatten(1), group
-        )  # [H-1, R·B·S]
+        )  # [L, R·B·S]
         by_head = keep_top(all_scores, all_valid, k_percent)[:, start : start + rows * length]
-        later = by_head.view(horizon - 1, rows, length).permute(1, 2, 0)  # [B, S, H-1]
-    return torch.cat([valid[..., :1], later], dim=-1).float()
+        later = by_head.view(selecting, rows, length).permute(1, 2, 0)  # [B, S, L]
+    return torch.cat([valid[..., :from_head], later], dim=-1).float()
 
 
 def _gather_over_ranks(scores: Tensor, valid: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, int]:
@@ -110,10 +121,10 @@ def _gather_over_ranks(scores: Tensor, valid: Tensor, group: dist.ProcessGroup |
     if group is None or dist.get_world_size(group) == 1:
         return scores, valid, 0
     world, rank = dist.get_world_size(group), dist.get_rank(group)
-    mine = torch.stack([scores, valid.float()]).contiguous()  # [2, H-1, n]
+    mine = torch.stack([scores, valid.float()]).contiguous()  # [2, L, n]
     gathered = [torch.empty_like(mine) for _ in range(world)]
     dist.all_gather(gathered, mine, group=group)
-    both = torch.cat(gathered, dim=-1)  # [2, H-1, R·n]
+    both = torch.cat(gathered, dim=-1)  # [2, L, R·n]
     return both[0], both[1].bool(), rank * scores.shape[-1]
 
 
@@ -124,6 +135,7 @@ def select_top_excess(
     k_percent: float,
     scope: Scope = "batch",
     group: dist.ProcessGroup | None = None,
+    from_head: int = 1,
 ) -> Tensor:
     """The rho1 rule on per-token losses: head 0 whole, later heads the top k by signed excess loss.
 
@@ -131,13 +143,13 @@ def select_top_excess(
         ce: float32 `[B, S, H]`.
         reference_ce: float32 `[B, S]`, indexed by target position.
         valid: bool `[B, S, H]`.
-        k_percent, scope, group: see `select_top_scores`.
+        k_percent, scope, group, from_head: see `select_top_scores`.
 
     Returns:
         float32 `[B, S, H]` of 0 and 1, without gradient.
     """
     with torch.no_grad():
-        return select_top_scores(excess_loss(ce, reference_ce), valid, k_percent, scope, group)
+        return select_top_scores(excess_loss(ce, reference_ce), valid, k_percent, scope, group, from_head)
 
 
 def compute_rho1_stats(weights: Tensor, valid_mask: Tensor) -> dict[str, Tensor]:

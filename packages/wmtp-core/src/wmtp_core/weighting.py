@@ -44,11 +44,12 @@ class HeadWeighting(Protocol):
         """float32 `[B, S, H]`, 0 where not valid. The signals carry no gradient, so neither does this."""
         ...
 
-    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+    def selected_counts(self, valid_per_row: Tensor, step: int) -> Tensor:
         """How many targets each head will keep, known before the forward: int64 `[H]`. By default nobody knows.
 
         Args:
             valid_per_row: int64 `[rows, H]`, the valid targets of every row of the micro-batch over all ranks.
+            step: the optimizer step, from 0.
 
         Raises:
             UserError: the rule does not know.
@@ -70,7 +71,7 @@ class UniformWeighting(HeadWeighting):
     def compute_head_weights(self, signals: TokenSignals) -> Tensor:
         return signals.valid.float()
 
-    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+    def selected_counts(self, valid_per_row: Tensor, step: int) -> Tensor:
         return valid_per_row.sum(dim=0)
 
     def guess_weights(self, signals: TokenSignals) -> WeightGuess:
@@ -79,26 +80,53 @@ class UniformWeighting(HeadWeighting):
 
 @dataclass(frozen=True)
 class Rho1Weighting(HeadWeighting):
-    """rho1-wmtp: head 0 whole, later heads their top k by signed excess loss over the reference."""
+    """rho1-wmtp: head 0 whole, later heads their top k by signed excess loss over the reference.
+
+    `from_head` 0 lets head 0 select too, as Rho-1 itself does.
+    """
 
     k_percent: float = 0.6
     scope: Scope = "batch"
     group: dist.ProcessGroup | None = None
+    from_head: int = 1
 
     def __post_init__(self) -> None:
         check_k_percent(self.k_percent)
 
     def compute_head_weights(self, signals: TokenSignals) -> Tensor:
         reference_ce = required(signals.reference_ce, "rho1", "reference_ce")
-        return select_top_excess(signals.ce, reference_ce, signals.valid, self.k_percent, self.scope, self.group)
+        return select_top_excess(
+            signals.ce, reference_ce, signals.valid, self.k_percent, self.scope, self.group, self.from_head
+        )
 
-    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
-        return top_k_counts(valid_per_row, self.k_percent, self.scope)
+    def selected_counts(self, valid_per_row: Tensor, step: int) -> Tensor:
+        return top_k_counts(valid_per_row, self.k_percent, self.scope, self.from_head)
 
     def guess_weights(self, signals: TokenSignals) -> WeightGuess:
         reference_ce = required(signals.reference_ce, "rho1", "reference_ce")
         by_target = shift_to_heads(reference_ce, signals.valid.shape[-1])
-        return RunningTopExcess(by_target, signals.valid, self.k_percent)
+        return RunningTopExcess(by_target, signals.valid, self.k_percent, self.from_head)
+
+
+@dataclass(frozen=True)
+class UniformAtFirst(HeadWeighting):
+    """Weight 1 on every valid target for the first `steps`, then another rule: one that looks at what a model says of
+    a text has little to go by before the model has learned anything."""
+
+    rule: HeadWeighting
+    steps: int
+
+    def compute_head_weights(self, signals: TokenSignals) -> Tensor:
+        return self._at(signals.step).compute_head_weights(signals)
+
+    def selected_counts(self, valid_per_row: Tensor, step: int) -> Tensor:
+        return self._at(step).selected_counts(valid_per_row, step)
+
+    def guess_weights(self, signals: TokenSignals) -> WeightGuess | None:
+        return self._at(signals.step).guess_weights(signals)
+
+    def _at(self, step: int) -> HeadWeighting:
+        return UniformWeighting() if step < self.steps else self.rule
 
 
 @dataclass(frozen=True)
@@ -107,7 +135,7 @@ class CriticWeighting(HeadWeighting):
 
     `transform="softmax"`: at each position n·softmax over its n valid heads of advantage / temperature.
     `transform="exp"`: exp(A/β) of whitened advantages, clipped and rescaled to mean 1 (advantage-weighted regression,
-    Peng et al., arXiv 1910.00177). Uniform for the first `warmup_steps`, while the value head learns.
+    Peng et al., arXiv 1910.00177).
     """
 
     discount: float = 0.95
@@ -117,7 +145,6 @@ class CriticWeighting(HeadWeighting):
     transform: Literal["softmax", "exp"] = "softmax"
     beta: float = 1.0
     clip: float = 5.0
-    warmup_steps: int = 0
     group: dist.ProcessGroup | None = None
 
     def __post_init__(self) -> None:
@@ -130,8 +157,6 @@ class CriticWeighting(HeadWeighting):
             raise UserError("critic: temperature, beta and clip must be above 0")
 
     def compute_head_weights(self, signals: TokenSignals) -> Tensor:
-        if signals.step < self.warmup_steps:
-            return signals.valid.float()
         values = required(signals.values, "critic", "values")
         advantages = value_differences(values, self.discount, signals.document_ids)  # [B, S]
         if self.advantage == "gae":
@@ -141,7 +166,7 @@ class CriticWeighting(HeadWeighting):
             return softmax_over_heads(per_head, signals.valid, self.temperature)
         return self._exponential(per_head, signals.valid)
 
-    def selected_counts(self, valid_per_row: Tensor) -> Tensor:
+    def selected_counts(self, valid_per_row: Tensor, step: int) -> Tensor:
         return valid_per_row.sum(dim=0)
 
     def guess_weights(self, signals: TokenSignals) -> WeightGuess:
@@ -178,9 +203,9 @@ def required(tensor: Tensor | None, rule: str, name: str) -> Tensor:
     return tensor
 
 
-def top_k_counts(valid_per_row: Tensor, k_percent: float, scope: Scope) -> Tensor:
-    """`selected_counts` of a rule that keeps head 0 whole and a top k of the later heads."""
+def top_k_counts(valid_per_row: Tensor, k_percent: float, scope: Scope, from_head: int) -> Tensor:
+    """`selected_counts` of a rule that keeps the heads before `from_head` whole and a top k of the later ones."""
     per_comparison = valid_per_row.sum(dim=0, keepdim=True) if scope == "batch" else valid_per_row
     counts = top_k_count(per_comparison, k_percent).sum(dim=0)
-    counts[0] = valid_per_row[:, 0].sum()
+    counts[:from_head] = valid_per_row[:, :from_head].sum(dim=0)
     return counts

@@ -2,7 +2,7 @@
 
 from wmtp_models.config import MtpConfig
 from wmtp_models.freezing import train_later_heads
-from wmtp_models.generation import Generation, Sampling, TextStream, generate, stop_tokens
+from wmtp_models.generation import Generation, Sampling, TextStream, encode_prompt, generate, stop_tokens
 from wmtp_models.heads import HeadLayers
 from wmtp_models.loading import build_policy, load_causal_lm, load_policy, load_tokenizer, load_wmtp
 from wmtp_models.lora import add_adapters, merge_adapters
@@ -22,6 +22,7 @@ __all__ = [
     "ValueHead",
     "add_adapters",
     "build_policy",
+    "encode_prompt",
     "generate",
     "load_causal_lm",
     "load_policy",

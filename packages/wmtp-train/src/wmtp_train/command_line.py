@@ -50,8 +50,10 @@ def load_settings(argv: list[str] | None = None, tiny_config: Path | None = None
                 f"environment variable {variable}: there is no setting {field!r}; unset it or mend its name"
             )
     from_file = _read_yaml(path)
-    if any(argument.split("=")[0] == "--model.config" for argument in arguments):
-        from_file.get("model", {}).pop("config", None)  # one model's configuration, never a mixture of two
+    for section, key in (("model", "config"), ("data", "evaluate")):
+        given = any(argument.split("=")[0] == f"--{section}.{key}" for argument in arguments)
+        if given and isinstance(from_file.get(section), dict):
+            from_file[section].pop(key, None)  # no mixture of two models, or of two lists of sets
     try:
         return Settings(_cli_parse_args=arguments, **from_file)
     except ValidationError as error:

@@ -60,14 +60,14 @@ class Objective:
     normalize_by: str
     horizon: int
 
-    def count_targets(self, batches: list[Batch]) -> StepCounts:
+    def count_targets(self, batches: list[Batch], step: int) -> StepCounts:
         """Count what the micro-batches of one step hold, over all ranks. No host synchronisation."""
         valid = torch.stack([self._valid(batch).sum(dim=1) for batch in batches])  # [accumulation, m, H]
         gathered = [torch.empty_like(valid) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, valid)
         per_row = torch.cat(gathered, dim=1)  # [accumulation, R·m, H]
         if self.normalize_by == "selected":
-            heads = torch.stack([self.weighting.selected_counts(rows) for rows in per_row]).sum(dim=0)
+            heads = torch.stack([self.weighting.selected_counts(rows, step) for rows in per_row]).sum(dim=0)
         else:
             heads = per_row.sum(dim=(0, 1))
         values = torch.zeros((), dtype=torch.int64, device=valid.device)
@@ -111,7 +111,7 @@ class Objective:
             row_ids=batch.row_ids,
             document_ids=batch.document_ids,
             reference_ce=reference_ce,
-            noise=batch.noise,
+            noise=torch.zeros_like(batch.input_ids) if batch.noise is None else batch.noise,  # no labels: all clean
         )
 
         def guess(values: Tensor | None) -> GradientGuess | None:

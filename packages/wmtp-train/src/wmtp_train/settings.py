@@ -98,6 +98,10 @@ class SelectionSettings(BaseModel):
     """Fraction of each later head's valid targets that is kept."""
     scope: Literal["batch", "sequence"] = "batch"
     """Compare over the micro-batch of all ranks, or within each row."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps during which every prediction counts, as in mtp-baseline, before the selection begins."""
+    from_head: int = Field(1, ge=0, le=1)
+    """The first head that selects: 1 lets head 0 learn every token, 0 selects there too, as Rho-1 itself does."""
 
 
 class ReferenceSettings(BaseModel):

@@ -82,7 +82,7 @@ class BaseWmtpTrainer:
         horizon = settings.model.horizon
         if settings.normalize_by == "selected":
             nothing = torch.zeros(1, horizon, dtype=torch.int64)
-            together(lambda: weighting.selected_counts(nothing), "normalize_by")  # refuses now or never
+            together(lambda: weighting.selected_counts(nothing, settings.steps), "normalize_by")  # refuses now or never
         self.objective = Objective(
             policy,
             weighting,
@@ -167,7 +167,7 @@ class BaseWmtpTrainer:
     def train_step(self) -> None:
         """One optimizer step: count every target of the step first, then a forward and a backward per micro-batch."""
         batches = [next(self.loader).to(self.device) for _ in range(self.accumulation)]
-        counts = self.objective.count_targets(batches)
+        counts = self.objective.count_targets(batches, self.step)
         self.learning_rate = self.engine.get_lr()[0]
         self.engine.train()
         for batch in batches:

@@ -1,8 +1,18 @@
-"""Text from tokens as they come, and where it ends."""
+"""Tokens of a text that is to be gone on from, text from tokens as they come, and where it ends."""
 
 from transformers import PreTrainedTokenizerFast
 
 from wmtp_models.mtp import MtpForCausalLM
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """A prompt as the beginning of a document: behind the tokenizer's BOS where it puts one, and no EOS behind it.
+
+    Nothing for an empty text.
+    """
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    beginning = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
+    return [*beginning, *tokens] if text else []
 
 
 def stop_tokens(policy: MtpForCausalLM, tokenizer: PreTrainedTokenizerFast) -> set[int]:

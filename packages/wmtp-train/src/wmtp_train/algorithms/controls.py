@@ -1,6 +1,6 @@
 """Controls for honest experiments: what selection by excess loss is held against. See wmtp_core.controls."""
 
-from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting, UserError
+from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting, UniformAtFirst, UserError
 from wmtp_train.processes import world_group
 from wmtp_train.settings import Settings
 from wmtp_train.trainer import BaseWmtpTrainer
@@ -11,7 +11,8 @@ class RandomTrainer(BaseWmtpTrainer):
 
     def __init__(self, settings: Settings) -> None:
         rule = settings.selection
-        super().__init__(settings, RandomWeighting(rule.k_percent, rule.scope, settings.seed, world_group()))
+        weighting = RandomWeighting(rule.k_percent, rule.scope, settings.seed, world_group(), rule.from_head)
+        super().__init__(settings, UniformAtFirst(weighting, rule.warmup_steps))
 
 
 class SoftmaxExcessTrainer(BaseWmtpTrainer):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wmtp_core import CriticWeighting
+from wmtp_core import CriticWeighting, UniformAtFirst
 from wmtp_core.critic import lambda_return_losses, ranking_losses
 from wmtp_train.data.batch import Batch
 from wmtp_train.processes import world_group
@@ -49,7 +49,10 @@ class CriticWmtpTrainer(BaseWmtpTrainer):
             transform=critic.transform,
             beta=critic.beta,
             clip=critic.clip,
-            warmup_steps=critic.value_warmup_steps,
             group=world_group(),
         )
-        super().__init__(settings, weighting, value_objective=LearnReward(critic.return_lambda))
+        super().__init__(
+            settings,
+            UniformAtFirst(weighting, critic.value_warmup_steps),
+            value_objective=LearnReward(critic.return_lambda),
+        )

@@ -5,7 +5,7 @@ Formula: w[b,t,h] = 1 if h = 0 or ce[b,t,h] − reference_ce[b,t+h+1] is among t
 Where: wmtp_core.selection.select_top_excess.
 """
 
-from wmtp_core import Rho1Weighting
+from wmtp_core import Rho1Weighting, UniformAtFirst
 from wmtp_train.processes import world_group
 from wmtp_train.settings import Settings
 from wmtp_train.trainer import BaseWmtpTrainer
@@ -16,4 +16,5 @@ class Rho1WmtpTrainer(BaseWmtpTrainer):
 
     def __init__(self, settings: Settings) -> None:
         rule = settings.selection
-        super().__init__(settings, Rho1Weighting(rule.k_percent, rule.scope, world_group()), uses_reference=True)
+        weighting = Rho1Weighting(rule.k_percent, rule.scope, world_group(), rule.from_head)
+        super().__init__(settings, UniformAtFirst(weighting, rule.warmup_steps), uses_reference=True)

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from wmtp_core import UserError, linear_argmax, linear_cross_entropy
-from wmtp_models import MtpForCausalLM, Sampling
+from wmtp_models import MtpForCausalLM, Sampling, encode_prompt
 from wmtp_models.decoder import decoder_parts
-from wmtp_train.benchmarks.prompts import complete, encode_prompt
+from wmtp_train.benchmarks.prompts import complete
 
 _SAMPLING = ("temperature", "top_k", "top_p")
 Request = tuple[tuple[str, str] | None, list[int], list[int]]

