@@ -6,9 +6,9 @@ DEMO := runs/demo
 CONFIG := --config launch/configs/demo.yaml
 PACKAGES := packages/wmtp-core packages/wmtp-models packages/wmtp-train
 
-.PHONY: help setup demo test test-slurm bench lint types format tensorboard clean-demo
+.PHONY: help setup demo test test-slurm bench experiment lint types format tensorboard clean-demo
 help:
-	@echo "make setup | demo | test | test-slurm | bench | lint | types | format | tensorboard | clean-demo"
+	@echo "make setup | demo | test | test-slurm | bench | experiment | lint | types | format | tensorboard | clean-demo"
 
 setup: .venv/.installed
 
@@ -47,6 +47,10 @@ test-slurm: setup
 
 bench: setup
 	$(RUN) tools/bench.py --output runs/bench
+
+# Nine algorithms and controls, four seeds each: over half an hour on two cores. Stopped, it goes on where it was.
+experiment: setup
+	$(RUN) tools/experiment.py tools/experimenting/cpu.yaml --output runs/experiment_cpu
 
 lint: setup
 	$(BIN)/ruff check .

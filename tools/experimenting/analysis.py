@@ -1,6 +1,6 @@
 """What the results say, arm against arm and seed by seed."""
 
-from itertools import pairwise
+from itertools import count, pairwise, takewhile
 from statistics import mean, median
 from typing import Literal
 
@@ -49,6 +49,11 @@ class Analysis:
     def arms_with(self, figure: str) -> list[str]:
         """The arms that have this figure with every seed."""
         return [arm for arm in self.arms if all(self.results.has(arm, seed, figure) for seed in self.seeds)]
+
+    def head_losses(self) -> list[str]:
+        """The figures of the losses on clean held-out text of every head that the baseline has."""
+        figures = (f"evaluation/clean/ce/head_{head}" for head in count())
+        return list(takewhile(lambda figure: self.baseline in self.arms_with(figure), figures))
 
     def drafting_arms(self) -> list[str]:
         """The arms whose drafts were counted; none if the baseline's were not, with which they are compared."""

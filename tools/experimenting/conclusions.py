@@ -53,7 +53,13 @@ def _pair(analysis: Analysis, arm: str, other: str) -> str:
     for axis in AXES:
         difference = analysis.difference(arm, other, LOSS, axis)
         parts.append(f"{verdict(difference)} at equal {axis} ({change(difference)})")
-    return f"{arm} against {other}, the same loss: {', '.join(parts)}."
+    later = []
+    for head, figure in enumerate(analysis.head_losses()):
+        if head and {arm, other} <= set(analysis.arms_with(figure)):
+            difference = analysis.difference(arm, other, figure)
+            later.append(f"head {head} {verdict(difference)} ({change(difference)})")
+    also = f"; of its later heads at equal tokens: {', '.join(later)}" if later else ""
+    return f"{arm} against {other}, the same loss: {', '.join(parts)}{also}."
 
 
 def _tokens(analysis: Analysis) -> str:

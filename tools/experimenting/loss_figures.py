@@ -66,13 +66,13 @@ def difference_curves(analysis: Analysis) -> Figure:
 def final_differences(analysis: Analysis) -> Figure:
     """What all of it comes to: differences at equal tokens, FLOP and time."""
     colours = arm_colours(analysis.arms, analysis.baseline)
-    names = {(a, o): a if o == analysis.baseline else f"{a}\nagainst {o}" for a, o in analysis.pairs}
+    names = _names(analysis)
     figure = new_figure(12, 1.6 + 0.42 * len(names))
     panels = figure.subplots(1, len(AXES), sharey=True, sharex=True)
     for axes, axis in zip(panels, AXES, strict=True):
         axes.axvline(0, color=INK, linewidth=0.8)
-        intervals = {names[a, o]: analysis.difference(a, o, LOSS, axis) for a, o in analysis.pairs}
-        draw_intervals(axes, intervals, {names[a, o]: colours[a] for a, o in analysis.pairs})
+        intervals = {names[a, o]: analysis.difference(a, o, LOSS, axis) for a, o in names}
+        draw_intervals(axes, intervals, {names[a, o]: colours[a] for a, o in names})
         axes.set_title(f"at equal {axis}", loc="left", fontsize=10)
         axes.set_xlabel("nats; left of 0 is better")
     title = f"Next-token loss on clean held-out text minus {analysis.baseline}'s"
@@ -81,21 +81,19 @@ def final_differences(analysis: Analysis) -> Figure:
 
 
 def head_differences(analysis: Analysis) -> Figure:
-    """The loss of each head at equal tokens, for the arms that have that head."""
+    """Differences of each head's loss at equal tokens, for the arms that have that head."""
     colours = arm_colours(analysis.arms, analysis.baseline)
-    figures = [f"evaluation/clean/ce/head_{h}" for h in range(32)]
-    figures = [figure for figure in figures if analysis.baseline in analysis.arms_with(figure)]
-    arms = [arm for arm, other in analysis.pairs if other == analysis.baseline]
-    figure = new_figure(3.2 * len(figures) + 1.2, 1.6 + 0.36 * len(arms))
+    figures, names = analysis.head_losses(), _names(analysis)
+    figure = new_figure(3.2 * len(figures) + 1.2, 1.6 + 0.42 * len(names))
     panels = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
-    for head, (axes, name) in enumerate(zip(panels, figures, strict=True)):
+    for head, (axes, loss) in enumerate(zip(panels, figures, strict=True)):
         axes.axvline(0, color=INK, linewidth=0.8)
-        having = analysis.arms_with(name)
-        intervals = {a: analysis.difference(a, analysis.baseline, name) if a in having else None for a in arms}
-        draw_intervals(axes, intervals, colours)
+        having = set(analysis.arms_with(loss))
+        intervals = {names[a, o]: analysis.difference(a, o, loss) if {a, o} <= having else None for a, o in names}
+        draw_intervals(axes, intervals, {names[a, o]: colours[a] for a, o in names})
         axes.set_title(f"head {head}", loc="left", fontsize=10)
         axes.set_xlabel("nats")
-    title = "Loss of each head minus the baseline's, at equal tokens: left is better"
+    title = "Loss of each head minus the baseline's, or the other arm's, at equal tokens: left is better"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 
@@ -118,7 +116,8 @@ def tokens_to_baseline(analysis: Analysis) -> Figure:
         if interval.is_bounded:
             axes.plot([interval.low, interval.high], [row, row], color=INK, linewidth=1.4)
         end = max(interval.mean, interval.high if interval.is_bounded else 0)
-        axes.text(end, row, f"  {interval.mean:.2f}", va="center", fontsize=9)
+        above_the_line = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.text(end + 0.02, row, f"{interval.mean:.2f}", va="center", fontsize=9, bbox=above_the_line)
     axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")
     axes.set_xlim(0, 1.45)
     axes.set_yticks(range(len(analysis.arms)), analysis.arms)
@@ -127,6 +126,11 @@ def tokens_to_baseline(analysis: Analysis) -> Figure:
     clean(axes, "x")
     figure.suptitle("Tokens until the baseline's final loss is reached", x=0.01, ha="left", fontweight="bold")
     return figure
+
+
+def _names(analysis: Analysis) -> dict[tuple[str, str], str]:
+    """How each comparison is called beside its row."""
+    return {(a, o): a if o == analysis.baseline else f"{a}\nagainst {o}" for a, o in analysis.pairs}
 
 
 def _with_clock(unit: str, axis: Axis, analysis: Analysis) -> str:

@@ -1,6 +1,7 @@
 """The numbers of the report as tables, for Markdown and HTML alike."""
 
 from dataclasses import dataclass
+from itertools import chain
 from statistics import mean
 
 from experimenting.analysis import AXES, KEPT, PHASES, Analysis
@@ -81,24 +82,22 @@ def _losses(analysis: Analysis) -> Table:
 
 
 def _heads(analysis: Analysis) -> Table:
-    figures = {h: f"evaluation/clean/ce/head_{h}" for h in range(32) if _anywhere(analysis, h)}
-    rows = []
-    for arm in analysis.arms:
-        cells = []
-        for figure in figures.values():
-            if arm not in analysis.arms_with(figure):
-                cells.append(_DASH)
-            elif arm == analysis.baseline or analysis.baseline not in analysis.arms_with(figure):
-                cells.append(spread(analysis.final(arm, figure)))
-            else:
-                cells.append(judged(analysis.difference(arm, analysis.baseline, figure)))
-        rows.append([arm, *cells])
-    note = "Of the baseline the loss, of the other arms the difference from it at equal tokens, paired by seed."
-    return Table("Loss of each head on clean held-out text", note, ["arm", *(f"head {h}" for h in figures)], rows)
-
-
-def _anywhere(analysis: Analysis, head: int) -> bool:
-    return bool(analysis.arms_with(f"evaluation/clean/ce/head_{head}"))
+    baseline, figures = analysis.baseline, analysis.head_losses()
+    rows = [[baseline, *(spread(analysis.final(baseline, figure)) for figure in figures)]]
+    for arm, other in analysis.pairs:
+        cells = [
+            judged(analysis.difference(arm, other, figure))
+            if {arm, other} <= set(analysis.arms_with(figure))
+            else _DASH
+            for figure in figures
+        ]
+        rows.append([_pair(arm, other, analysis), *cells])
+    note = (
+        "Of the baseline the loss, of the other arms the difference from it (or from the other arm named) at equal "
+        "tokens, paired by seed."
+    )
+    head = ["arm", *(f"head {h}" for h in range(len(figures)))]
+    return Table("Loss of each head on clean held-out text", note, head, rows)
 
 
 def _other_text(analysis: Analysis) -> Table:
@@ -131,13 +130,13 @@ def _selection(analysis: Analysis) -> Table:
     figures = {name: f"evaluation/noisy/{figure}" for name, figure in names.items()}
     rows = []
     for arm in analysis.arms:
-        if any(arm in analysis.arms_with(figure) for figure in figures.values()):
-            cells = [
-                spread(interval, 2)
-                for figure in figures.values()
-                for interval in (analysis.by_phase(arm, figure) if arm in analysis.arms_with(figure) else [])
-            ]
-            rows.append([arm, *cells, *[_DASH] * (len(figures) * len(PHASES) - len(cells))])
+        measured = [arm in analysis.arms_with(figure) for figure in figures.values()]
+        cells = [
+            [spread(interval, 2) for interval in analysis.by_phase(arm, figure)] if there else [_DASH] * len(PHASES)
+            for figure, there in zip(figures.values(), measured, strict=True)
+        ]
+        if any(measured):
+            rows.append([arm, *chain.from_iterable(cells)])
     head = ["arm", *(f"{name}, {phase}" for name in figures for phase in PHASES)]
     note = (
         "Heads 1 and up on noisy held-out text, clean tokens being what should be kept. AUC: probability that a clean "
@@ -175,7 +174,8 @@ def _decoding(analysis: Analysis) -> Table:
     note = (
         "After training: drafts accepted by a forward that verifies them, where the model goes on from clean held-out "
         "text greedily or at temperature 1, and greedily at every place of that text as it stands. Greedy text of a "
-        "small model soon repeats itself, which any head predicts."
+        "small model soon repeats itself, which any head predicts; and the less a model has learned, the simpler is what "
+        "it writes, and the easier to draft: read this beside the losses."
     )
     return Table("Accepted drafts per forward", note, head, rows)
 

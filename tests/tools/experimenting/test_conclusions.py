@@ -31,6 +31,14 @@ def test_a_worse_arm_is_called_so(make_results: Any) -> None:
     assert "bad not in 2 of 2 seeds" in found[3]
 
 
+def test_later_heads_of_a_pair_are_judged_too(make_results: Any) -> None:
+    curves = {"base": [[7, 5, 4, 3.0], [7, 5, 4, 3.1]], "a": [[7, 5, 4, 2.0], [7, 5, 4, 2.11]], "b": [[7, 5, 4, 3]] * 2}
+    (words,) = [
+        text for text in conclusions(Analysis(make_results(curves, [("a", "b")]))) if text.startswith("a against")
+    ]
+    assert words.endswith("; of its later heads at equal tokens: head 1 better (−0.945 [−1.644, −0.246]).")
+
+
 def test_one_seed_gives_no_conclusion(make_results: Any) -> None:
     found = conclusions(Analysis(make_results({"a": [[7, 5, 4, 3]], "b": [[7, 5, 4, 1]]})))
     assert found == ["One seed alone shows no difference: there is no interval, and no conclusion."]

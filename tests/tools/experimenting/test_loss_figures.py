@@ -48,8 +48,9 @@ def test_final_differences_stand_at_their_means_and_ends(analysis: Analysis) -> 
 
 def test_a_missing_head_leaves_its_row_empty(analysis: Analysis) -> None:
     head_0, head_1 = head_differences(analysis).axes
-    assert len(head_0.lines) == 1 + 2 * 2
+    assert len(head_0.lines) == 1 + 2 * 3
     assert len(head_1.lines) == 1 + 2
+    assert [label.get_text() for label in head_0.get_yticklabels()][2] == "rho1-k0.6\nagainst next-token"
 
 
 def test_bars_show_the_share_or_that_it_was_not_reached(analysis: Analysis) -> None:

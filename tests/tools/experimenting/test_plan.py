@@ -49,6 +49,21 @@ def test_arms_of_the_plans_differ_in_what_they_are_named_for_alone(name: str, tm
     assert found["rho1-k0.6"].selection == found["random-k0.6"].selection
 
 
+@pytest.mark.parametrize("name", ["cpu_tuning", "cpu_reference"])
+def test_the_plans_for_tuning_are_about_the_same_model_on_the_same_text(name: str, tmp_path: Path) -> None:
+    plan, main = read_plan(PLANS / f"{name}.yaml"), read_plan(PLANS / "cpu.yaml")
+    assert (plan.corpus, plan.deepspeed) == (main.corpus, main.deepspeed)
+    assert (plan.reference == main.reference) is (name == "cpu_tuning")
+    apart = {"critic", "output_dir"}
+    shared = [
+        settings_of(tmp_path, run_settings(one, tmp_path, arm, 0)).model_dump(exclude=apart)
+        for one, arm in ((plan, "rho1"), (main, "rho1-k0.6"))
+    ]
+    assert shared[0] == shared[1]
+    found = [settings_of(tmp_path, run_settings(plan, tmp_path, arm, 0)) for arm in plan.arms]
+    assert all(settings.selection.k_percent == 0.6 for settings in found)
+
+
 def test_the_reference_is_a_next_token_model_on_clean_text(tmp_path: Path) -> None:
     plan = read_plan(PLANS / "cpu.yaml")
     settings = settings_of(tmp_path, reference_settings(plan, tmp_path))

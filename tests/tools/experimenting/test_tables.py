@@ -25,6 +25,7 @@ def test_an_arm_without_a_head_has_a_dash_there(made: dict[str, Table]) -> None:
     assert table.head == ["arm", "head 0", "head 1"]
     assert table.rows[0] == ["mtp-baseline", "4.100 ± 0.248", "5.100 ± 0.248"]
     assert table.rows[2][2] == "–"
+    assert table.rows[3] == ["rho1-k0.6 against next-token", "−0.200 [−0.437, +0.037] no difference seen", "–"]
 
 
 def test_tokens_to_the_baseline(made: dict[str, Table]) -> None:
@@ -39,6 +40,18 @@ def test_selection_by_phase_and_kind(made: dict[str, Table]) -> None:
     table = made["Selection by kind of text"]
     assert table.head == ["arm", "clean", "hexdump", "log"]
     assert table.rows == [["rho1-k0.6", "1.00 ± 0.00", "0.50 ± 0.00", "0.33 ± 0.00"]]
+
+
+def test_what_an_arm_does_not_have_is_missing_in_its_place(make_results: Any) -> None:
+    """A softmax keeps everything: it has an AUC, and neither precision nor recall."""
+    results = make_results()
+    for seed in range(3):
+        for name in ("precision", "recall"):
+            del results.series["rho1-k0.6", seed, f"evaluation/noisy/noise/{name}"]
+    (row,) = {table.title: table for table in tables(Analysis(results))}[
+        "Selection against the noise labels, by phase of training"
+    ].rows
+    assert row == ["rho1-k0.6", *["–"] * 6, "0.60 ± 0.00", "0.70 ± 0.00", "0.80 ± 0.00"]
 
 
 def test_costs_are_over_the_baselines(made: dict[str, Table]) -> None:
