@@ -9,7 +9,6 @@ PNG. The same command goes on where it was stopped, and `--report-only` draws th
 """
 
 import argparse
-import json
 import os
 import shlex
 import signal
@@ -22,16 +21,21 @@ from transformers.utils import logging
 
 from benchmarks.machine import describe_machine, describe_versions
 from experimenting.costs import measure_costs
+from experimenting.decoding import held_out_prompts
 from experimenting.plan import REFERENCE, Plan, read_plan, require_same_plan
-from experimenting.preparation import prepare
+from experimenting.preparation import prepare_references, prepare_text, reference_config
 from experimenting.processes import threads_of
 from experimenting.report import write_report
 from experimenting.results import Results, open_results
-from experimenting.runs import LOSS, PlannedRun, decode_missing, planned_runs, train_missing
+from experimenting.runs import LOSS, PlannedRun, decode_missing, planned_runs, record_references, train_missing
 from wmtp_core import UserError
 from wmtp_models.loading import load_wmtp
 from wmtp_train.command_line import load_settings
+from wmtp_train.durable import write_json
+from wmtp_train.engine import read_deepspeed_config
 from wmtp_train.processes import run
+from wmtp_train.settings import Settings
+from wmtp_train.together import describe
 
 
 def experiment(plan: Plan, home: Path, command: str) -> Results:
@@ -43,41 +47,93 @@ def experiment(plan: Plan, home: Path, command: str) -> Results:
     for name in os.environ:
         if name.startswith("WMTP_"):
             raise UserError(f"environment variable {name}: would change every run unseen; unset it")
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {home}: {describe(error)}; name a folder that can be made") from error
     require_same_plan(plan, home / "plan.json")
     results = open_results(home / "results.parquet")
     runs = planned_runs(plan, home)
-    for planned in runs:
-        load_settings(["--config", str(planned.config)])  # what no run can use is refused now, not after hours
-    results.facts |= {"plan": plan.model_dump(mode="json"), "command": command}
-    if not all(results.has(planned.arm, planned.seed, LOSS) for planned in runs):
-        prepare(plan, home)
-        train_missing(runs, results, plan.processes, home / "logs")
-    torch.set_num_threads(threads_of(plan.processes))  # as the runs had
-    decode_missing(runs, results, plan, home)
-    if not all(results.has(arm, None, "cost/seconds") for arm in plan.arms):
-        _measure_costs(plan, home, runs, results)
+    settings = [load_settings(["--config", str(run.config)]) for run in runs]  # what no run can use is refused now,
+    write_json(home / "deepspeed.json", plan.deepspeed)
+    deepspeed = read_deepspeed_config(home / "deepspeed.json", world_size=1)  # and not after hours
+    require_room(plan, settings[0])
+    reference = load_settings(["--config", str(reference_config(home, REFERENCE))])
+    write_json(home / "plan.json", plan.model_dump(mode="json"))
+    note_circumstances(results, plan)
+    results.facts |= {
+        "plan": plan.model_dump(mode="json"),
+        "command": command,
+        "steps": settings[0].steps,
+        "reference_steps": reference.steps,
+        "tokens_per_step": deepspeed["train_batch_size"] * settings[0].data.sequence_length,
+    }
+    if not is_complete(results, plan):
+        complete(results, plan, home, runs)
     return results
 
 
-def _measure_costs(plan: Plan, home: Path, runs: list[PlannedRun], results: Results) -> None:
+def require_room(plan: Plan, settings: Settings) -> None:
+    """Refuse texts to decode that are longer than the model's context, which would end them early."""
+    longest = (settings.model.config or {}).get("max_position_embeddings")
+    tokens = plan.decoding.prompt_tokens + plan.decoding.new_tokens
+    if longest is not None and tokens > longest:
+        raise UserError(
+            f"decoding: prompt_tokens and new_tokens are {tokens} together, and the model has positions for {longest}; "
+            "lower one of them"
+        )
+
+
+def note_circumstances(results: Results, plan: Plan) -> None:
+    """Forget what a changed plan measures otherwise, and note versions.
+
+    Raises:
+        UserError: what is there was measured with other versions.
+    """
+    before = results.facts.get("plan", {})
+    if before.get("decoding") != plan.decoding.model_dump(mode="json"):
+        results.forget("decoding/")
+    if before.get("timed_steps") != plan.timed_steps:
+        results.forget("cost/")
+    versions = describe_versions()
+    was = results.facts.setdefault("versions", versions)
+    if changed := [name for name in {**was, **versions} if was.get(name) != versions.get(name)]:
+        raise UserError(
+            f"--output {results.file.parent}: was begun with {changed[0]} {was.get(changed[0])}, and here is "
+            f"{versions.get(changed[0])}; install that one, or name another folder"
+        )
+
+
+def is_trained(results: Results, plan: Plan) -> bool:
+    """Whether every run that the plan names has ended."""
+    return all(results.has(arm, seed, LOSS) for arm in plan.arms for seed in plan.seeds)
+
+
+def is_complete(results: Results, plan: Plan) -> bool:
+    """Whether everything that the plan names has been measured."""
+    return is_trained(results, plan) and all(results.has(arm, None, "cost/seconds") for arm in (*plan.arms, REFERENCE))
+
+
+def complete(results: Results, plan: Plan, home: Path, runs: list[PlannedRun]) -> None:
+    """Do what has not been done."""
+    prepare_text(plan, home)
+    prompts = held_out_prompts(home / "corpus/validation.jsonl", home / "tokenizer", plan.decoding)
+    if not is_trained(results, plan):
+        prepare_references(plan, home)
+    record_references(plan, results, home)
+    train_missing(runs, results, plan.processes, home / "logs")
+    torch.set_num_threads(threads_of(plan.processes))  # as the runs had
+    decode_missing(runs, results, prompts, plan.decoding.new_tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    first = {planned.arm: planned for planned in reversed(runs)}
-    configs = {arm: first[arm].config for arm in plan.arms} | {REFERENCE: home / "reference.yaml"}
-    settings = load_settings(["--config", str(first[plan.baseline].config)])
-    reference = load_settings(["--config", str(home / "reference.yaml")])
-    deepspeed = json.loads((home / "deepspeed.json").read_text("utf-8"))
-    model = load_wmtp(settings.output_dir / "model")
-    results.forget("cost/")
+    first = {run.arm: run for run in reversed(runs)}
+    configs = {arm: first[arm].config for arm in plan.arms} | {REFERENCE: reference_config(home, REFERENCE)}
+    model = load_wmtp(first[plan.baseline].folder / "model")
     results.facts |= {
         "machine": describe_machine(device),
-        "versions": describe_versions(),
         "clock": "GPU" if device.type == "cuda" else "CPU",
-        "steps": settings.steps,
-        "reference_steps": reference.steps,
-        "tokens_per_step": deepspeed["train_batch_size"] * settings.data.sequence_length,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+    results.forget("cost/")
     results.add(list(measure_costs(configs, plan.timed_steps)))
 
 
@@ -91,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     if options.report_only:
         results = open_results(options.output / "results.parquet")
-        if "clock" not in results.facts:
+        if "plan" not in results.facts or not is_complete(results, Plan.model_validate(results.facts["plan"])):
             raise UserError(f"--output {options.output}: holds no complete results.parquet; run the plan to its end")
     elif options.plan is None:
         raise UserError("name a plan, like tools/experimenting/cpu.yaml")

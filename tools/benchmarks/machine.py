@@ -7,7 +7,16 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ["torch", "transformers", "triton", "liger-kernel", "cut-cross-entropy", "wmtp-core", "wmtp-models"]
+_PACKAGES = [
+    "torch",
+    "transformers",
+    "deepspeed",
+    "triton",
+    "liger-kernel",
+    "cut-cross-entropy",
+    "wmtp-core",
+    "wmtp-models",
+]
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:

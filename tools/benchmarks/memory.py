@@ -1,5 +1,6 @@
 """Peak memory of an operation beyond what it is given."""
 
+import gc
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -68,6 +69,7 @@ def _status(field: str) -> int:
 def _peak_on_cuda(prepare: Prepare) -> int:
     prepare()()  # libraries keep workspaces from their first use on
     operation = prepare()
+    gc.collect()  # now, and not while it is measured
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -16,6 +16,8 @@ AXES: tuple[Axis, ...] = ("tokens", "FLOP", "time")
 KEPT = "evaluation/noisy/noise/kept/"
 """And a kind of text: the share of it that heads 1 and up keep on held-out text."""
 PHASES = ("first third", "second third", "last third")
+_COSTS = {"FLOP": "flop", "time": "seconds"}
+_TYPICAL = {"FLOP": mean, "time": median}
 
 
 class Analysis:
@@ -39,12 +41,30 @@ class Analysis:
         self.tokens_per_step: int = results.facts["tokens_per_step"]
 
     def per_step(self, arm: str, axis: Axis) -> float:
-        """What a step of an arm takes: tokens, FLOP, or seconds by the clock of the costs."""
+        """What a step of an arm takes after any warm-up: tokens, FLOP, or seconds by the clock of the costs."""
         if axis == "tokens":
             return self.tokens_per_step
-        if axis == "FLOP":
-            return mean(self.results.series[arm, None, "cost/flop"].values)
-        return median(self.results.series[arm, None, "cost/seconds"].values)
+        return _TYPICAL[axis](self.results.series[arm, None, f"cost/{_COSTS[axis]}"].values)
+
+    def spent(self, arm: str, axis: Axis, steps: float) -> float:
+        """What the first so many steps of an arm take; those of its warm-up take what they take."""
+        warm_up, first = self._warm_up(arm, axis)
+        return min(steps, warm_up) * first + max(0, steps - warm_up) * self.per_step(arm, axis)
+
+    def steps_within(self, arm: str, axis: Axis, budget: float) -> float:
+        """How many steps an arm takes within a budget: the inverse of `spent`."""
+        warm_up, first = self._warm_up(arm, axis)
+        if budget <= warm_up * first:
+            return budget / first
+        return warm_up + (budget - warm_up * first) / self.per_step(arm, axis)
+
+    def _warm_up(self, arm: str, axis: Axis) -> tuple[float, float]:
+        """The steps of an arm's warm-up, and what each of them takes."""
+        if axis == "tokens" or not self.results.has(arm, None, "cost/warm_up_steps"):
+            return 0, 0
+        steps = self.results.final(arm, None, "cost/warm_up_steps")
+        series = self.results.series[arm, None, f"cost/warm_up/{_COSTS[axis]}"]
+        return steps, _TYPICAL[axis](series.values)
 
     def arms_with(self, figure: str) -> list[str]:
         """The arms that have this figure with every seed."""
@@ -73,9 +93,9 @@ class Analysis:
 
         Between two evaluations a curve is taken to be straight.
         """
-        budget = self.steps * min(self.per_step(arm, axis), self.per_step(other, axis))
+        budget = min(self.spent(name, axis, self.steps) for name in (arm, other))
         values = [
-            [np.interp(budget / self.per_step(name, axis), *series) for series in self.curves(name, figure)]
+            [np.interp(self.steps_within(name, axis, budget), *series) for series in self.curves(name, figure)]
             for name in (arm, other)
         ]
         return t_interval([float(mine - its) for mine, its in zip(*values, strict=True)])
@@ -86,21 +106,25 @@ class Analysis:
         reached = [first_step_at(series, baseline.values[-1]) for series, baseline in pairs]
         return [None if step is None else step / self.steps for step in reached]
 
-    def by_phase(self, arm: str, figure: str) -> list[Interval]:
-        """The mean of the evaluations in each third of the training, the one before it left out."""
-        return [t_interval([part[i] for part in map(self._thirds, self.curves(arm, figure))]) for i in range(3)]
+    def by_phase(self, arm: str, figure: str) -> list[Interval | None]:
+        """The mean of the evaluations in each third of the training, the one before it left out; None without any."""
+        thirds = [self._thirds(curve) for curve in self.curves(arm, figure)]
+        return [
+            t_interval([mean(of_seed[i]) for of_seed in thirds]) if all(of_seed[i] for of_seed in thirds) else None
+            for i in range(3)
+        ]
 
     def kinds(self) -> list[str]:
         """Kinds of text whose selection was measured, the clean one first."""
         found = {kind for arm in self.arms for kind in self.results.figures(arm, KEPT)}
         return sorted(found, key=lambda kind: (kind != "clean", kind))
 
-    def _thirds(self, series: Series) -> list[float]:
+    def _thirds(self, series: Series) -> list[list[float]]:
         thirds: list[list[float]] = [[], [], []]
         for step, value in zip(*series, strict=True):
             if step > 0:
                 thirds[(3 * step - 1) // self.steps].append(value)
-        return [mean(third) if third else float("nan") for third in thirds]
+        return thirds
 
     def largest_difference_at_start(self, figure: str) -> float:
         """Between any two arms with the same seed, before the first step: weights and text are the same."""

@@ -7,18 +7,34 @@ from experimenting.plan import REFERENCE
 from experimenting.runs import LOSS
 from experimenting.tables import change, number, spread
 
-LIMITS = [
+_LIMITS = [
     "One corpus of Python code with noise that a program put there, one size of model, one length of training: nothing "
     "here says what happens at another scale or on natural text.",
     "Intervals are Student's 95 % over seeds, which fix initial weights and data order. The corpus, its noise, the "
     "reference and the held-out text are the same for all seeds, so the intervals do not cover them.",
     "Intervals are not corrected for how many there are: one true zero in twenty is expected to look different.",
-    "The learning rate is constant after its warm-up, so that every point of a curve may be compared with any other; "
-    "losses at the end are higher than a decay would make them.",
-    "Head 0 learns every token in every arm that selects: what selection does to it, it does through the shared trunk.",
     "FLOP and time of an arm do not hold the reference's training and its scoring of the corpus, which are done once.",
+    "A step's time was measured with one seed's model, and no interval holds its error; the last table has its spread.",
 ]
-"""What no number of the report can tell."""
+_CONSTANT_RATE = (
+    "The learning rate is constant after its warm-up, so that every point of a curve may be compared with any other; "
+    "losses at the end are higher than a decay would make them."
+)
+_HEAD_0 = (
+    "Head 0 learns every token alike in rho1-wmtp, random and labelled: what these do to it, they do through the "
+    "shared trunk. critic-wmtp and softmax-excess weigh it among the others."
+)
+
+
+def limits(analysis: Analysis) -> list[str]:
+    """What no number of the report can tell."""
+    plan = analysis.results.facts["plan"]
+    found = [*_LIMITS]
+    if plan["train"].get("optimizer", {}).get("schedule") == "constant":
+        found.append(_CONSTANT_RATE)
+    if not any("from_head" in settings.get("selection", {}) for settings in plan["arms"].values()):
+        found.append(_HEAD_0)
+    return found
 
 
 def conclusions(analysis: Analysis) -> list[str]:
@@ -89,10 +105,14 @@ def _decoding(analysis: Analysis) -> list[str]:
 
 
 def _reference(analysis: Analysis) -> str:
-    steps = analysis.results.facts["reference_steps"]
+    results = analysis.results
+    steps = results.facts["reference_steps"]
     flop = steps * analysis.per_step(REFERENCE, "FLOP")
     share = flop / (analysis.steps * analysis.per_step(analysis.baseline, "FLOP"))
-    return f"Training the reference took {number(share, 2)} times the FLOP of one run of {analysis.baseline}, once."
+    took = f"Training the reference took {number(share, 2)} times the FLOP of one run of {analysis.baseline}, once"
+    names = [REFERENCE, *results.facts["plan"].get("other_references", {})]
+    losses = [f"{name} {number(results.final(name, None, LOSS))}" for name in names if results.has(name, None, LOSS)]
+    return f"{took}; loss of references on the same clean held-out text: {', '.join(losses)}."
 
 
 def _control(analysis: Analysis) -> str:

@@ -20,7 +20,7 @@ def learning_curves(analysis: Analysis) -> Figure:
         divisor, unit = _UNITS[axis]
         for arm in analysis.arms:
             curves = analysis.curves(arm, LOSS)
-            x = [step * analysis.per_step(arm, axis) / divisor for step in curves[0].steps[1:]]
+            x = [analysis.spent(arm, axis, step) / divisor for step in curves[0].steps[1:]]
             points = band(curves)[1:]
             width = 2.4 if arm == analysis.baseline else 1.4
             axes.plot(x, [point.mean for point in points], color=colours[arm], linewidth=width, label=arm)

@@ -14,7 +14,11 @@ from wmtp_core import UserError
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
 REFERENCE = "reference"
-"""What the reference's run is called among the costs."""
+"""What the reference's run is called among the results."""
+REFERENCE_SEED = 0
+"""Of the references' initial weights and data order; no arm has it, or it would begin where its reference did."""
+_SHARED = ("steps", "evaluate_every", "data", "model.source", "model.config")
+"""Settings in which no arm may differ, or there would be no equal tokens, text or initial weights to compare at."""
 
 
 class CorpusPlan(BaseModel):
@@ -54,6 +58,10 @@ class Plan(BaseModel):
     """Settings that all arms share."""
     reference: dict[str, Any]
     """Settings in which the reference's run differs from `train`: it is a next-token model on clean text."""
+    other_references: dict[str, dict[str, Any]] = {}
+    """More references by name, to learn what a reference's quality does; each is scored as the first one is."""
+    arms_with_another: dict[str, str] = {}
+    """The arms that use one of `other_references`, and which."""
     arms: dict[str, dict[str, Any]] = Field(min_length=2)
     """By name, the settings in which an arm differs from `train`."""
     baseline: str
@@ -61,27 +69,39 @@ class Plan(BaseModel):
     also_compare: list[tuple[str, str]] = []
     """More pairs of arms."""
     seeds: list[int] = Field(min_length=1)
-    """Each arm is trained once with each: it fixes initial weights and data order."""
+    """Each arm is trained once with each, from 1 on: it fixes initial weights and data order."""
     decoding: DecodingPlan
-    timed_steps: int = Field(8, ge=1)
+    timed_steps: int = Field(16, ge=1)
     """Rounds of the interleaved measurement of an optimizer step."""
     processes: int = Field(1, ge=1)
     """Runs side by side. Where there are GPUs they get one each, in turn."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Plan":
-        for arm in (self.baseline, *(arm for pair in self.also_compare for arm in pair)):
+        for arm in (self.baseline, *self.arms_with_another, *(arm for pair in self.also_compare for arm in pair)):
             if arm not in self.arms:
                 raise ValueError(f"{arm!r} is to be compared, but is none of the arms {', '.join(self.arms)}")
-        for arm in self.arms:
-            if arm == REFERENCE or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", arm):
-                raise ValueError(f"arm {arm!r}: names a folder: use letters, digits, '.', '_', '-'; not {REFERENCE!r}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {self.seeds}: one stands twice")
-        ours = set(_paths(run_settings(self, Path(), self.baseline, 0, only_ours=True)))
-        for name, given in {"train": self.train, "reference": self.reference, **self.arms}.items():
+        for place, (arm, other) in enumerate(self.also_compare):
+            if other == self.baseline or arm == other or (arm, other) in self.also_compare[:place]:
+                raise ValueError(f"also_compare: {arm} with {other} is compared anyway, or with itself; remove it")
+        references = {REFERENCE: self.reference, **self.other_references}
+        for name in (*self.arms, *self.other_references):
+            if name == REFERENCE or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"{name!r}: names a folder: use letters, digits, '.', '_', '-'; not {REFERENCE!r}")
+        if unknown := set(self.arms_with_another.values()) - set(self.other_references):
+            raise ValueError(f"arms_with_another: {unknown.pop()!r} is none of other_references")
+        if len(set(self.seeds)) < len(self.seeds) or REFERENCE_SEED in self.seeds:
+            raise ValueError(f"seeds {self.seeds}: one stands twice, or is {REFERENCE_SEED}, the reference's own")
+        if not self.train.get("evaluate_every"):
+            raise ValueError("train: set evaluate_every, in steps: there is no curve without evaluations")
+        ours = set(_paths(run_settings(self, Path(), self.baseline, REFERENCE_SEED, only_ours=True)))
+        for name, given in {"train": self.train, **references, **self.arms}.items():
             if taken := sorted(ours & set(_paths(given))):
                 raise ValueError(f"{name}: {taken[0]} is set by the experiment itself; remove it")
+        for arm, given in self.arms.items():
+            for path in _paths(given):
+                if any(path == shared or path.startswith(f"{shared}.") for shared in _SHARED):
+                    raise ValueError(f"{arm}: {path} is what all arms have in common; set it under train")
         return self
 
 
@@ -98,6 +118,8 @@ def read_plan(file: Path) -> Plan:
         raise UserError(f"{file}: {str(error.strerror).lower()}; tools/experimenting holds plans") from error
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text; save it as such") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "plan"
@@ -106,6 +128,7 @@ def read_plan(file: Path) -> Plan:
 
 def run_settings(plan: Plan, home: Path, arm: str, seed: int, only_ours: bool = False) -> dict[str, Any]:
     """The settings of one run as `launch/train.py --config` reads them; `only_ours`: what the plan cannot say."""
+    reference = home / plan.arms_with_another.get(arm, REFERENCE)
     ours = {
         "seed": seed,
         "output_dir": str(home / "runs" / arm / f"seed-{seed}"),
@@ -121,17 +144,18 @@ def run_settings(plan: Plan, home: Path, arm: str, seed: int, only_ours: bool = 
             "tokenizer": str(home / "tokenizer"),
             "cache_dir": str(home / "cache"),
         },
-        "reference": {"source": str(home / "reference/model"), "scores": str(home / "scores")},
+        "reference": {"source": str(reference / "model"), "scores": str(reference / "scores")},
     }
     return ours if only_ours else merged(merged(plan.train, plan.arms[arm]), ours)
 
 
-def reference_settings(plan: Plan, home: Path) -> dict[str, Any]:
-    """The settings of the reference's run: a next-token model of the arms' own shape on clean text."""
-    settings = merged(run_settings(plan, home, plan.baseline, seed=0), plan.reference)
+def reference_settings(plan: Plan, home: Path, name: str = REFERENCE) -> dict[str, Any]:
+    """The settings of a reference's run: a next-token model of the arms' own shape on clean text."""
+    own = {REFERENCE: plan.reference, **plan.other_references}[name]
+    settings = merged(run_settings(plan, home, plan.baseline, REFERENCE_SEED), own)
     of_reference = {
         "algo": "mtp-baseline",
-        "output_dir": str(home / "reference"),
+        "output_dir": str(home / name),
         "data": {"train": [str(home / "corpus/reference.jsonl")]},
         "model": {"horizon": 1},
         "reference": {"source": None, "scores": None},
@@ -140,25 +164,28 @@ def reference_settings(plan: Plan, home: Path) -> dict[str, Any]:
 
 
 def require_same_plan(plan: Plan, file: Path) -> None:
-    """Write the plan where none stands yet; else make sure that what was measured by it still counts.
+    """Make sure that what was measured by the plan that was written there still counts.
 
-    Arms and seeds may be added, and the number of processes is free.
+    Arms, references and seeds may be added. Decoding, rounds of timing, further comparisons and processes are free.
 
     Raises:
         UserError: the folder was begun with another plan.
     """
-    content = plan.model_dump(mode="json")
-    if file.exists():
-        for path, value in _leaves(json.loads(file.read_text("utf-8"))):
-            found: Any = content
-            for key in path:
-                found = found.get(key) if isinstance(found, dict) else None
-            if path[0] not in ("seeds", "processes", "also_compare") and found != value:
-                raise UserError(
-                    f"--output {file.parent}: was begun with {'.'.join(path)} = {value!r}, and the plan says {found!r} "
-                    "now; name another folder, or delete this one"
-                )
-    file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    if not file.exists():
+        return
+    before, now = json.loads(file.read_text("utf-8")), plan.model_dump(mode="json")
+    for free in ("decoding", "timed_steps", "also_compare", "processes"):
+        now[free] = before[free]
+    for growing in ("arms", "other_references", "arms_with_another"):
+        now[growing] = {name: value for name, value in now[growing].items() if name in before[growing]}
+    now["seeds"] = [seed for seed in before["seeds"] if seed in now["seeds"]]
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    for path in (*old, *new):
+        if old.get(path) != new.get(path):
+            raise UserError(
+                f"--output {file.parent}: was begun with {'.'.join(path)} = {old.get(path)!r}, and the plan says "
+                f"{new.get(path)!r} now; name another folder, or delete this one"
+            )
 
 
 def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from typing import Any
 
 import yaml
 
-from experimenting.plan import Plan, reference_settings, run_settings
+from experimenting.plan import REFERENCE, REFERENCE_SEED, Plan, run_settings
 from experimenting.processes import ROOT, run_job
 from wmtp_core import UserError
 
 
-def prepare(plan: Plan, home: Path) -> None:
-    """Make what is not there yet.
+def prepare_text(plan: Plan, home: Path) -> None:
+    """Make corpus, tokenizer and held-out sets, as far as they are not there yet.
 
     Raises:
         UserError: a script failed, or the corpus is too small.
@@ -28,12 +28,27 @@ def prepare(plan: Plan, home: Path) -> None:
         arguments = ["--vocab-size", str(plan.corpus.vocabulary), "--output", str(tokenizer)]
         text = str(corpus / "reference.jsonl")
         run_job("tokenizer", [_script("tools/train_tokenizer.py"), "--text", text, *arguments], logs / "tokenizer.log")
-    (home / "deepspeed.json").write_text(json.dumps(plan.deepspeed, indent=1) + "\n", "utf-8")
-    if not (home / "reference/model").is_dir():
-        config = write_config(reference_settings(plan, home), home / "reference.yaml")
-        run_job("reference", train_arguments(config), logs / "reference.log")
-    config = write_config(run_settings(plan, home, plan.baseline, plan.seeds[0]), home / "scoring.yaml")
-    run_job("scoring", [_script("launch/score.py"), "--config", str(config)], logs / "scoring.log")
+
+
+def prepare_references(plan: Plan, home: Path) -> None:
+    """Train every reference, and score the corpus with it, as far as that is not done yet.
+
+    Raises:
+        UserError: a script failed.
+    """
+    for name in (REFERENCE, *plan.other_references):
+        if not (home / name / "model").is_dir():
+            run_job(name, train_arguments(reference_config(home, name)), home / "logs" / f"{name}.log")
+        users = [arm for arm in plan.arms if plan.arms_with_another.get(arm, REFERENCE) == name]
+        if users:
+            config = write_config(run_settings(plan, home, users[0], REFERENCE_SEED), home / name / "scoring.yaml")
+            log = home / "logs" / f"{name}-scoring.log"
+            run_job(f"scoring with {name}", [_script("launch/score.py"), "--config", str(config)], log)
+
+
+def reference_config(home: Path, name: str) -> Path:
+    """Where the configuration of a reference's run is."""
+    return home / "configs" / f"{name}.yaml"
 
 
 def train_arguments(config: Path) -> list[str]:

@@ -77,5 +77,10 @@ def _start(job: Job, slot: int, processes: int) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, *job.arguments], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            [sys.executable, *job.arguments],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for this process, which then ends that one by SIGTERM
         )

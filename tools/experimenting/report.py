@@ -4,7 +4,7 @@ import base64
 from pathlib import Path
 
 from experimenting.analysis import Analysis
-from experimenting.conclusions import LIMITS, conclusions
+from experimenting.conclusions import conclusions, limits
 from experimenting.drawing import png, style
 from experimenting.loss_figures import (
     difference_curves,
@@ -72,7 +72,7 @@ def _markdown(analysis: Analysis, made: list[Table], figures: list[str]) -> str:
     parts = [
         f"## {_title(analysis)}",
         "### Limits first",
-        "\n".join(f"* {limit}" for limit in LIMITS),
+        "\n".join(f"* {limit}" for limit in limits(analysis)),
         "### What was seen",
         "\n".join(f"* {sentence}" for sentence in conclusions(analysis)),
         *(f"![{name.replace('_', ' ')}]({name}.png)" for name in figures),
@@ -89,7 +89,7 @@ def _page(analysis: Analysis, made: list[Table], images: dict[str, bytes]) -> st
         .get_template("report.html.j2")
         .render(
             title=_title(analysis),
-            limits=LIMITS,
+            limits=limits(analysis),
             conclusions=conclusions(analysis),
             figures={name: base64.b64encode(image).decode() for name, image in images.items()},
             tables=made,

@@ -56,7 +56,7 @@ class Results:
         self.series = {key: series for key, series in self.series.items() if not key[2].startswith(prefix)}
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all. Raises UserError where that is refused."""
         rows = [
             Row(arm, seed, figure, step, value)._asdict()
             for (arm, seed, figure), series in self.series.items()
@@ -64,8 +64,11 @@ class Results:
         ]
         schema = SCHEMA.with_metadata({_FACTS: json.dumps(self.facts)})
         partial = self.file.with_name(f".{self.file.name}.partial")
-        pq.write_table(pa.Table.from_pylist(rows, schema), partial)
-        os.replace(partial, self.file)
+        try:
+            pq.write_table(pa.Table.from_pylist(rows, schema), partial)
+            os.replace(partial, self.file)
+        except OSError as error:
+            raise UserError(f"{self.file}: {error}; mend that, and the same command goes on") from error
 
     def has(self, arm: str, seed: int | None, figure: str) -> bool:
         """Whether that was measured."""
@@ -94,7 +97,7 @@ def open_results(file: Path) -> Results:
         table = pq.read_table(file)
         results.facts = json.loads(table.schema.metadata[_FACTS])
         rows = [Row(**row) for row in table.select(SCHEMA.names).to_pylist()]
-    except (pa.ArrowInvalid, KeyError, TypeError) as error:
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
         raise UserError(f"{file}: is no results file of an experiment ({error}); name another") from error
     for row in rows:
         steps, values = results.series.setdefault((row.arm, row.seed, row.figure), Series([], []))

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experimenting.decoding import GREEDY, ON_TEXT, held_out_prompts, measure_decoding
-from experimenting.plan import Plan, run_settings
-from experimenting.preparation import train_arguments, write_config
+from experimenting.decoding import GREEDY, ON_TEXT, measure_decoding
+from experimenting.plan import REFERENCE, Plan, reference_settings, run_settings
+from experimenting.preparation import reference_config, train_arguments, write_config
 from experimenting.processes import Job, run_jobs
 from experimenting.results import Results, Row
 from reporting.runs import read_runs
@@ -32,7 +32,9 @@ class PlannedRun(NamedTuple):
 
 
 def planned_runs(plan: Plan, home: Path) -> list[PlannedRun]:
-    """All runs with their configurations written, a whole round of arms before the next seed."""
+    """All runs with every configuration written, a whole round of arms before the next seed."""
+    for name in (REFERENCE, *plan.other_references):
+        write_config(reference_settings(plan, home, name), reference_config(home, name))
     runs = []
     for seed in plan.seeds:
         for arm in plan.arms:
@@ -51,36 +53,41 @@ def train_missing(runs: list[PlannedRun], results: Results, processes: int, logs
         run = missing[job.name]
         if run.seed == runs[0].seed:
             results.facts.setdefault("passages", {})[run.arm] = _passage(run)
-        results.add(rows_of(run))
+        results.add(rows_of(run.arm, run.seed, run.folder))
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # its rows stand, nothing resumes it any more
         loss = results.final(run.arm, run.seed, LOSS)
         seconds = time.perf_counter() - start
         print(f"[{number}/{len(jobs)}] {run.name}: clean next-token loss {loss:.4f}; {seconds:.0f} s", flush=True)
 
 
-def rows_of(run: PlannedRun) -> list[Row]:
+def record_references(plan: Plan, results: Results, home: Path) -> None:
+    """Take in what the references' runs recorded."""
+    for name in (REFERENCE, *plan.other_references):
+        if not results.has(name, None, LOSS):
+            results.add(rows_of(name, None, home / name))
+
+
+def rows_of(arm: str, seed: int | None, folder: Path) -> list[Row]:
     """Everything that a finished run recorded: TensorBoard's scalars, and its final held-out figures unrounded."""
-    (found,) = read_runs([run.folder])
+    (found,) = read_runs([folder])
     points = {
         (tag, step): value
         for tag, series in found.scalars.items()
         for step, value in zip(*series, strict=True)  # a step that a resumed run wrote again counts once
     }
     points |= {(f"evaluation/{figure}", found.steps): value for figure, value in found.figures.items()}
-    return [Row(run.arm, run.seed, tag, step, value) for (tag, step), value in sorted(points.items())]
+    return [Row(arm, seed, tag, step, value) for (tag, step), value in sorted(points.items())]
 
 
-def decode_missing(runs: list[PlannedRun], results: Results, plan: Plan, home: Path) -> None:
+def decode_missing(runs: list[PlannedRun], results: Results, prompts: list[list[int]], new_tokens: int) -> None:
     """Count accepted drafts on every trained model of several heads that has no such figures yet."""
     missing = [
         run
         for run in runs
         if results.has(run.arm, run.seed, "evaluation/clean/ce/head_1") and not results.has(run.arm, run.seed, GREEDY)
     ]
-    if missing:
-        prompts = held_out_prompts(home / "corpus/validation.jsonl", home / "tokenizer", plan.decoding)
     for run in missing:
-        figures = measure_decoding(run.folder / "model", prompts, plan.decoding.new_tokens)
+        figures = measure_decoding(run.folder / "model", prompts, new_tokens)
         figures[ON_TEXT] = results.final(run.arm, run.seed, "evaluation/clean/tokens_per_forward") - 1
         results.add(Row(run.arm, run.seed, figure, 0, value) for figure, value in figures.items())
 

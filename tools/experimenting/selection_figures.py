@@ -21,7 +21,7 @@ def kept_by_kind(analysis: Analysis) -> Figure | None:
     if not arms:
         return None
     kinds = analysis.kinds()
-    shares = {arm: [[phase.mean for phase in analysis.by_phase(arm, KEPT + kind)] for kind in kinds] for arm in arms}
+    shares = {arm: [_means(analysis, arm, KEPT + kind) for kind in kinds] for arm in arms}
     figure = new_figure(1.6 + 2.3 * len(arms), 1.5 + 0.36 * len(kinds))
     panels = figure.subplots(1, len(arms), sharey=True, squeeze=False)[0]
     shades = matplotlib.colormaps["Blues"]
@@ -43,6 +43,10 @@ def kept_by_kind(analysis: Analysis) -> Figure | None:
     return figure
 
 
+def _means(analysis: Analysis, arm: str, figure: str) -> list[float]:
+    return [np.nan if phase is None else phase.mean for phase in analysis.by_phase(arm, figure)]
+
+
 def accepted_drafts(analysis: Analysis) -> Figure | None:
     """Accepted drafts per forward by arm, in each way of choosing tokens."""
     arms = analysis.drafting_arms()
@@ -55,7 +59,7 @@ def accepted_drafts(analysis: Analysis) -> Figure | None:
         draw_intervals(axes, {arm: analysis.final(arm, key) for arm in arms}, colours)
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_xlabel("accepted drafts per forward")
-    title = "Accepted drafts after training: right of the dotted line is better than the baseline"
+    title = "Accepted drafts after training (dotted: the baseline's mean; the table has the paired differences)"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 

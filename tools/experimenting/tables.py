@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import chain
-from statistics import mean
+from statistics import mean, median
 
 from experimenting.analysis import AXES, KEPT, PHASES, Analysis
 from experimenting.decoding import ACCEPTED
@@ -121,7 +121,10 @@ def _steps_to_baseline(analysis: Analysis) -> Table:
         whole = len(reached) == len(shares)
         cell = spread(t_interval(reached)) if whole else f"more than 1 in {len(shares) - len(reached)} of {len(shares)}"
         rows.append([arm, f"{len(reached)} of {len(shares)}", cell])
-    note = "Tokens until the baseline's final loss of head 0 was reached, over the baseline's tokens, seed by seed."
+    note = (
+        "Tokens until the baseline's final loss of head 0 was first reached, over the baseline's tokens, seed by seed. "
+        "Its own row says how much of a share below 1 is the curve's unevenness."
+    )
     return Table("Tokens to the baseline's final loss", note, ["arm", "seeds that reached it", "share of tokens"], rows)
 
 
@@ -132,7 +135,7 @@ def _selection(analysis: Analysis) -> Table:
     for arm in analysis.arms:
         measured = [arm in analysis.arms_with(figure) for figure in figures.values()]
         cells = [
-            [spread(interval, 2) for interval in analysis.by_phase(arm, figure)] if there else [_DASH] * len(PHASES)
+            [_or_dash(interval) for interval in analysis.by_phase(arm, figure)] if there else [_DASH] * len(PHASES)
             for figure, there in zip(figures.values(), measured, strict=True)
         ]
         if any(measured):
@@ -158,7 +161,11 @@ def _kinds(analysis: Analysis) -> Table:
 
 
 def _last_third(analysis: Analysis, arm: str, figure: str) -> str:
-    return spread(analysis.by_phase(arm, figure)[-1], 2) if arm in analysis.arms_with(figure) else _DASH
+    return _or_dash(analysis.by_phase(arm, figure)[-1]) if arm in analysis.arms_with(figure) else _DASH
+
+
+def _or_dash(interval: Interval | None) -> str:
+    return _DASH if interval is None else spread(interval, 2)
 
 
 def _decoding(analysis: Analysis) -> Table:
@@ -174,8 +181,8 @@ def _decoding(analysis: Analysis) -> Table:
     note = (
         "After training: drafts accepted by a forward that verifies them, where the model goes on from clean held-out "
         "text greedily or at temperature 1, and greedily at every place of that text as it stands. Greedy text of a "
-        "small model soon repeats itself, which any head predicts; and the less a model has learned, the simpler is what "
-        "it writes, and the easier to draft: read this beside the losses."
+        "small model soon repeats itself, which any head predicts; and the less a model has learned, the simpler is "
+        "what it writes, and the easier to draft: read this beside the losses."
     )
     return Table("Accepted drafts per forward", note, head, rows)
 
@@ -185,6 +192,8 @@ def _costs(analysis: Analysis) -> Table:
     rows = []
     for arm in (*analysis.arms, REFERENCE):
         flop, seconds = analysis.per_step(arm, "FLOP"), analysis.per_step(arm, "time")
+        rounds = [series[name, None, "cost/seconds"].values for name in (arm, baseline)]
+        ratios = [mine / its for mine, its in zip(*rounds, strict=True)]
         peak = series.get((arm, None, "cost/peak_bytes"))
         rows.append(
             [
@@ -192,15 +201,16 @@ def _costs(analysis: Analysis) -> Table:
                 f"{flop / 1e9:.3f}",
                 f"{flop / analysis.per_step(baseline, 'FLOP'):.3f}",
                 f"{seconds:.4g}",
-                f"{seconds / analysis.per_step(baseline, 'time'):.3f}",
+                f"{median(ratios):.3f} ({min(ratios):.3f}\u2013{max(ratios):.3f})",
                 _DASH if peak is None else f"{mean(peak.values) / 2**20:.0f}",
             ]
         )
     clock = analysis.results.facts["clock"]
-    head = ["arm", "GFLOP", "ratio", f"{clock} s", "ratio", "peak MB"]
+    head = ["arm", "GFLOP", "ratio", f"{clock} s", "ratio, lowest and highest", "peak MiB"]
     note = (
-        "FLOP of matrix products, counted by torch in real steps on trained weights; the median time of steps of all "
-        "arms in turn; memory of a first step beyond model and data. The reference is trained once, and scored once."
+        "After any warm-up. FLOP of matrix products, counted by torch in real steps on trained weights; median time of "
+        f"{analysis.results.facts['plan']['timed_steps']} steps, those of all arms in turn, and its ratio round by "
+        "round; memory of a first step beyond model and data. The reference is trained once, and scored once."
     )
     return Table("What a step costs", note, head, rows)
 

@@ -79,6 +79,8 @@ def make_results(tmp_path: Path) -> MakeResults:
             "seeds": list(range(len(curves[arms[0]]))),
             "baseline": arms[0],
             "also_compare": also_compare or [],
+            "train": {"optimizer": {"schedule": "constant"}},
+            "timed_steps": 3,
         }
         results = Results(tmp_path / "results.parquet")
         results.facts = {

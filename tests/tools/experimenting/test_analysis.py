@@ -4,6 +4,7 @@ import pytest
 
 from experimenting.analysis import KEPT, Analysis, band, first_step_at
 from experimenting.intervals import t_interval
+from experimenting.results import Row
 from experimenting.runs import LOSS
 from reporting.runs import Series
 
@@ -56,6 +57,31 @@ def test_phases_are_thirds_without_the_start(analysis: Analysis) -> None:
     shares = [interval.mean for interval in analysis.by_phase("rho1-k0.6", KEPT + "clean")]
     assert shares == pytest.approx([1 / 3, 2 / 3, 1])
     assert analysis.kinds() == ["clean", "hexdump", "log"]
+
+
+def test_the_steps_of_a_warm_up_take_what_they_take(make_results: Any) -> None:
+    """Ten steps of 100 FLOP and twenty of 80 are 2600: the baseline has taken 26 of its 30 steps by then."""
+    results = make_results()
+    results.add(
+        [Row("rho1-k0.6", None, "cost/warm_up_steps", 0, 10), Row("rho1-k0.6", None, "cost/warm_up/flop", 0, 100)]
+    )
+    analysis = Analysis(results)
+    assert [analysis.spent("rho1-k0.6", "FLOP", steps) for steps in (0, 5, 10, 30)] == [0, 500, 1000, 2600]
+    assert [analysis.steps_within("rho1-k0.6", "FLOP", budget) for budget in (500, 1000, 2600)] == [5, 10, 30]
+    assert analysis.spent("rho1-k0.6", "tokens", 30) == 30_000
+    baseline = [4.5 - 0.6 * 0.5, 4.6 - 0.6 * 0.5, 4.7 - 0.6 * 0.5]
+    expected = t_interval([a - b for a, b in zip([3.81, 3.90, 3.99], baseline, strict=True)])
+    assert analysis.difference("rho1-k0.6", "mtp-baseline", LOSS, "FLOP") == pytest.approx(expected)
+
+
+def test_a_third_without_evaluations_is_none(make_results: Any) -> None:
+    results = make_results()
+    for seed in range(3):
+        steps, values = results.series["rho1-k0.6", seed, "evaluation/noisy/excess_auc"]
+        del steps[1], values[1]
+    first, second, _ = Analysis(results).by_phase("rho1-k0.6", "evaluation/noisy/excess_auc")
+    assert first is None
+    assert second is not None
 
 
 def test_pairs_and_arms(analysis: Analysis) -> None:

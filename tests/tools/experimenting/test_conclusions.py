@@ -1,7 +1,9 @@
 from typing import Any
 
 from experimenting.analysis import Analysis
-from experimenting.conclusions import conclusions
+from experimenting.conclusions import conclusions, limits
+from experimenting.results import Row
+from experimenting.runs import LOSS
 
 
 def test_words_follow_the_intervals(make_results: Any) -> None:
@@ -37,6 +39,22 @@ def test_later_heads_of_a_pair_are_judged_too(make_results: Any) -> None:
         text for text in conclusions(Analysis(make_results(curves, [("a", "b")]))) if text.startswith("a against")
     ]
     assert words.endswith("; of its later heads at equal tokens: head 1 better (−0.945 [−1.644, −0.246]).")
+
+
+def test_limits_are_those_of_the_plan(make_results: Any) -> None:
+    results = make_results()
+    assert any("Head 0 learns every token alike" in limit for limit in limits(Analysis(results)))
+    assert any("learning rate is constant" in limit for limit in limits(Analysis(results)))
+    results.facts["plan"]["arms"]["rho1-k0.6"] = {"selection": {"from_head": 0}}
+    results.facts["plan"]["train"] = {}
+    assert not any("Head 0" in limit or "constant" in limit for limit in limits(Analysis(results)))
+
+
+def test_losses_of_references_are_told(make_results: Any) -> None:
+    results = make_results()
+    results.facts["plan"]["other_references"] = {"longer": {}}
+    results.add([Row("reference", None, LOSS, 60, 3.5), Row("longer", None, LOSS, 60, 3.25)])
+    assert conclusions(Analysis(results))[-2].endswith("clean held-out text: reference 3.500, longer 3.250.")
 
 
 def test_one_seed_gives_no_conclusion(make_results: Any) -> None:

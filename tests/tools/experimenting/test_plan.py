@@ -15,11 +15,15 @@ PLANS = Path(__file__).parents[3] / "tools/experimenting"
 MINIMAL: dict[str, Any] = {
     "corpus": {"vocabulary": 512},
     "deepspeed": {"train_batch_size": 8},
-    "train": {"steps": 30, "model": {"horizon": 4, "config": {"model_type": "llama", "hidden_size": 32}}},
+    "train": {
+        "steps": 30,
+        "evaluate_every": 10,
+        "model": {"horizon": 4, "config": {"model_type": "llama", "hidden_size": 32}},
+    },
     "reference": {"steps": 40},
     "arms": {"base": {"algo": "mtp-baseline"}, "next": {"algo": "mtp-baseline", "model": {"horizon": 1}}},
     "baseline": "base",
-    "seeds": [0, 1],
+    "seeds": [1, 2],
     "decoding": {"prompts": 1, "prompt_tokens": 1, "new_tokens": 2},
 }
 
@@ -49,19 +53,20 @@ def test_arms_of_the_plans_differ_in_what_they_are_named_for_alone(name: str, tm
     assert found["rho1-k0.6"].selection == found["random-k0.6"].selection
 
 
-@pytest.mark.parametrize("name", ["cpu_tuning", "cpu_reference"])
-def test_the_plans_for_tuning_are_about_the_same_model_on_the_same_text(name: str, tmp_path: Path) -> None:
-    plan, main = read_plan(PLANS / f"{name}.yaml"), read_plan(PLANS / "cpu.yaml")
-    assert (plan.corpus, plan.deepspeed) == (main.corpus, main.deepspeed)
-    assert (plan.reference == main.reference) is (name == "cpu_tuning")
+def test_the_plan_for_tuning_is_about_the_same_model_on_the_same_text(tmp_path: Path) -> None:
+    plan, main = read_plan(PLANS / "cpu_tuning.yaml"), read_plan(PLANS / "cpu.yaml")
+    assert (plan.corpus, plan.deepspeed, plan.reference) == (main.corpus, main.deepspeed, main.reference)
     apart = {"critic", "output_dir"}
     shared = [
-        settings_of(tmp_path, run_settings(one, tmp_path, arm, 0)).model_dump(exclude=apart)
+        settings_of(tmp_path, run_settings(one, tmp_path, arm, 1)).model_dump(exclude=apart)
         for one, arm in ((plan, "rho1"), (main, "rho1-k0.6"))
     ]
     assert shared[0] == shared[1]
-    found = [settings_of(tmp_path, run_settings(plan, tmp_path, arm, 0)) for arm in plan.arms]
-    assert all(settings.selection.k_percent == 0.6 for settings in found)
+    found = {arm: settings_of(tmp_path, run_settings(plan, tmp_path, arm, 1)) for arm in plan.arms}
+    assert all(settings.selection.k_percent == 0.6 for settings in found.values())
+    others = {arm: settings.reference.scores for arm, settings in found.items()}
+    assert others.pop("rho1-longer-reference") == tmp_path / "longer/scores"
+    assert set(others.values()) == {tmp_path / "reference/scores"}
 
 
 def test_the_reference_is_a_next_token_model_on_clean_text(tmp_path: Path) -> None:
@@ -72,7 +77,7 @@ def test_the_reference_is_a_next_token_model_on_clean_text(tmp_path: Path) -> No
     assert settings.data.train == [str(tmp_path / "corpus/reference.jsonl")]
     assert settings.reference.scores is None
     assert settings.output_dir == tmp_path / "reference"
-    arm = settings_of(tmp_path, run_settings(plan, tmp_path, "rho1-k0.6", 0))
+    arm = settings_of(tmp_path, run_settings(plan, tmp_path, "rho1-k0.6", 1))
     assert arm.reference.source == str(tmp_path / "reference/model")
     assert arm.data.evaluate == settings.data.evaluate
 
@@ -89,11 +94,22 @@ def test_the_gpu_plan_has_a_model_of_over_a_hundred_million_parameters() -> None
     [
         ({"baseline": "mtp"}, "'mtp' is to be compared, but is none of the arms base, next"),
         ({"also_compare": [["base", "other"]]}, "'other' is to be compared"),
+        ({"also_compare": [["next", "base"]]}, "next with base is compared anyway"),
+        ({"also_compare": [["next", "next"]]}, "next with next is compared anyway, or with itself"),
         ({"seeds": [1, 1]}, "one stands twice"),
+        ({"seeds": [0, 1]}, "or is 0, the reference's own"),
+        ({"train": {"steps": 30}}, "train: set evaluate_every"),
+        ({"arms": {"base": {}, "b": {"steps": 31}}}, "b: steps is what all arms have in common"),
+        ({"arms": {"base": {}, "b": {"model": {"config": {"hidden_size": 8}}}}}, "b: model.config.hidden_size is what"),
+        ({"arms_with_another": {"next": "longer"}}, "'longer' is none of other_references"),
+        ({"other_references": {"a/b": {}}}, "'a/b': names a folder"),
         ({"seeds": []}, "seeds: "),
-        ({"arms": {"base": {}, "a/b": {}}}, "arm 'a/b': names a folder"),
+        ({"arms": {"base": {}, "a/b": {}}}, "'a/b': names a folder"),
         ({"arms": {"base": {}, "reference": {}}}, "not 'reference'"),
-        ({"train": {"data": {"tokenizer": "x"}}}, "train: data.tokenizer is set by the experiment itself"),
+        (
+            {"train": {"evaluate_every": 1, "data": {"tokenizer": "x"}}},
+            "train: data.tokenizer is set by the experiment itself",
+        ),
         ({"arms": {"base": {}, "b": {"seed": 1}}}, "b: seed is set by the experiment itself"),
         ({"step": 3}, "step: Extra inputs"),
     ],
@@ -134,12 +150,20 @@ def test_changes_are_merged_key_by_key() -> None:
 
 def test_a_folder_goes_on_with_more_arms_and_seeds_and_refuses_another_plan(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
-    require_same_plan(Plan(**MINIMAL), file)
-    more = MINIMAL | {"seeds": [0, 1, 2], "processes": 2, "arms": MINIMAL["arms"] | {"more": {"algo": "random"}}}
-    require_same_plan(Plan(**more), file)
-    changed = merged(more, {"train": {"steps": 31}})
-    with pytest.raises(UserError, match=r"train\.steps = 30, and the plan says 31"):
-        require_same_plan(Plan(**changed), file)
-    with pytest.raises(UserError, match=r"arms\.more\.algo"):
+    require_same_plan(Plan(**MINIMAL), file)  # there is none yet
+    assert not file.exists()
+    file.write_text(Plan(**MINIMAL).model_dump_json())
+    more = {"seeds": [1, 2, 3], "processes": 2, "arms": {"more": {"algo": "random"}}, "decoding": {"prompts": 2}}
+    require_same_plan(Plan(**merged(MINIMAL, more)), file)
+    for change, message in [
+        ({"train": {"steps": 31}}, r"train\.steps = 30, and the plan says 31"),
+        ({"train": {"normalize_by": "selected"}}, r"train\.normalize_by = None, and the plan says 'selected'"),
+        ({"arms": {"base": {"selection": {"k_percent": 0.5}}}}, r"arms\.base\.selection\.k_percent = None"),
+        ({"seeds": [2, 3]}, r"seeds = \[1, 2\], and the plan says \[2\]"),
+        ({"baseline": "next"}, "baseline = 'base'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            require_same_plan(Plan(**merged(MINIMAL, change)), file)
+    file.write_text(Plan(**merged(MINIMAL, more)).model_dump_json())
+    with pytest.raises(UserError, match=r"arms\.more\.algo = 'random', and the plan says None"):
         require_same_plan(Plan(**MINIMAL), file)
-    assert json.loads(file.read_text())["seeds"] == [0, 1, 2]

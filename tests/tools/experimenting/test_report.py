@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from experimenting.analysis import Analysis
-from experimenting.conclusions import LIMITS, conclusions
+from experimenting.conclusions import conclusions, limits
 from experimenting.report import write_report
 from experimenting.results import open_results
 
@@ -36,9 +36,10 @@ def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
 
 def test_limits_come_first_and_conclusions_are_those_of_the_intervals(make_results: Any, folder: Path) -> None:
     summary = (folder / "summary.md").read_text("utf-8")
-    for text in (*LIMITS, *conclusions(Analysis(make_results()))):
+    analysis = Analysis(make_results())
+    for text in (*limits(analysis), *conclusions(analysis)):
         assert f"* {text}\n" in summary
-    assert summary.index(LIMITS[0]) < summary.index("At equal tokens")
+    assert summary.index(limits(analysis)[0]) < summary.index("At equal tokens")
     assert summary.startswith("## 3 arms, 3 seeds: 2.00 million parameters, 0.03 million tokens each\n")
     assert "python tools/experiment.py plan.yaml --output here; processor abacus, torch 9" in summary
 

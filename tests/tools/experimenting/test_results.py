@@ -59,6 +59,6 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatc
         raise OSError("disk full")
 
     monkeypatch.setattr(pq, "write_table", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full; mend that, and the same command goes on"):
         results.add(ROWS[1:])
     assert results.file.read_bytes() == before

@@ -57,7 +57,7 @@ def test_what_an_arm_does_not_have_is_missing_in_its_place(make_results: Any) ->
 def test_costs_are_over_the_baselines(made: dict[str, Table]) -> None:
     rows = made["What a step costs"].rows
     assert [row[0] for row in rows] == ["mtp-baseline", "rho1-k0.6", "next-token", "reference"]
-    assert rows[1] == ["rho1-k0.6", "0.000", "0.800", "0.9", "0.818", "16"]
+    assert rows[1] == ["rho1-k0.6", "0.000", "0.800", "0.9", "0.818 (0.800–0.833)", "16"]
 
 
 def test_nothing_measured_gives_no_table(make_results: Any) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,9 +41,9 @@ def evaluate(objective: Objective, batches: Iterable[Batch], step: int, kinds: l
     for batch in batches:
         output, signals = objective.forward(batch, step, predict=True)
         assert output.predicted is not None
-        noise = torch.zeros_like(batch.input_ids) if batch.noise is None else batch.noise
+        noise = torch.zeros_like(batch.input_ids) if batch.noise is None else batch.noise  # without labels all is clean
         kind = shift_to_heads(noise, horizon)  # [B, S, H]
-        weights = objective.weighting.compute_head_weights(signals)
+        weights = objective.weighting.compute_head_weights(replace(signals, noise=noise))
         cell = (kind + kinds_and_clean * torch.arange(horizon, device=kind.device))[signals.valid].cpu()
         right = output.predicted == shift_to_heads(batch.labels, horizon)
         counts = [signals.valid, weights != 0, right, kept_drafts(output.predicted)]

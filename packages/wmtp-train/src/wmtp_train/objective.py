@@ -111,7 +111,7 @@ class Objective:
             row_ids=batch.row_ids,
             document_ids=batch.document_ids,
             reference_ce=reference_ce,
-            noise=torch.zeros_like(batch.input_ids) if batch.noise is None else batch.noise,  # no labels: all clean
+            noise=batch.noise,
         )
 
         def guess(values: Tensor | None) -> GradientGuess | None:

@@ -1,6 +1,7 @@
 """A passage of held-out text, marked by what each head keeps: for people to look at."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ def marked_passage(
         prediction h+1 tokens before), null where there was no such prediction.
     """
     _, signals = objective.forward(batch, step)
-    weights = objective.weighting.compute_head_weights(signals)
     noise = torch.zeros_like(batch.input_ids) if batch.noise is None else batch.noise
+    weights = objective.weighting.compute_head_weights(replace(signals, noise=noise))
     row = int(_variety(batch).argmax())
     names = ["", *kinds]
     return {
