@@ -35,7 +35,9 @@ def prepare_tiny(with_reference: bool) -> None:
 def _call(script: str, *arguments: object) -> None:
     # Without the launcher's variables: what is called here is one process alone.
     ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS")
-    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ours and not name.startswith("TORCHELASTIC_")
+    }
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     if code := subprocess.run(command, env=environment, check=False).returncode:
         raise UserError(f"--tiny: {script} ended with exit code {code}; its own message stands above")

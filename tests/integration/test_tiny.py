@@ -1,9 +1,11 @@
 """The three algorithms from nothing to a model, by the command that a newcomer types."""
 
+import importlib
 import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,3 +124,18 @@ def test_prepare_and_score_make_what_training_then_uses(tiny_run, call, workplac
     assert done.returncode == 0, done.stderr[-3000:]
     live = scalars(tiny_run("rho1-wmtp")[0])
     assert scalars(folder)["reference_ce/head_0"][0] == live["reference_ce/head_0"][0]
+
+
+def test_what_a_launcher_says_of_its_processes_is_not_told_to_the_scripts_that_prepare(monkeypatch):
+    """torchrun's agent keeps a store for its own processes; the one that trains the reference would wait for it."""
+    monkeypatch.syspath_prepend(TINY_CONFIG.parents[1])
+    tiny = importlib.import_module("tiny")
+    for name in ("RANK", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "KEPT"):
+        monkeypatch.setenv(name, "1")
+    seen = []
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(tiny.subprocess, "run", lambda command, env, check: seen.append(env) or done)
+    tiny._call("tools/build_corpus.py")
+    (environment,) = seen
+    assert environment["KEPT"] == "1"
+    assert not {"RANK", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"} & environment.keys()

@@ -60,6 +60,21 @@ def test_merged_weights_are_a_plain_model_that_computes_the_same(
     assert torch.equal(saved.head_logits(input_ids), plain.head_logits(input_ids))
 
 
+def test_adapters_are_multiplied_out_in_float32_and_rounded_once(make_causal_lm: Make) -> None:
+    policy = adapted(make_causal_lm(), "layer").bfloat16()
+    for name, parameter in policy.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    state = dict(policy.state_dict())
+    merged = merge_adapters(policy, state)
+    name = next(
+        name.removesuffix(".lora_A.default.weight") for name in state if name.endswith(".lora_A.default.weight")
+    )
+    weight, a, b = (state[f"{name}.{part}.weight"] for part in ("base_layer", "lora_A.default", "lora_B.default"))
+    exact = weight.double() + 12 / 4 * (b.double() @ a.double())
+    assert torch.equal(merged[f"{name}.weight"], exact.to(torch.bfloat16))
+
+
 def test_without_adapters_the_weights_are_as_they_are(make_causal_lm: Make) -> None:
     policy = MtpForCausalLM.wrap(make_causal_lm(), 2)
     state = dict(policy.state_dict())

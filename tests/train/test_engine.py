@@ -79,12 +79,15 @@ REFUSED = [
     ),
     ({"bf16": {"enabled": True}}, "bf16 is wrong at ZeRO stage 0"),
     ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 0}}, "bf16 is wrong at ZeRO stage 0"),
-    ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4"),
+    ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: Input should be 0, 1, 2"),
     ({"train_batch_size": 0}, "train_batch_size is 0"),
     ({"train_batch_size": "auto"}, "train_batch_size is 'auto'"),
     ("{", "not JSON"),
     ("[]", ""),
     ({"bf16": True}, "bf16"),
+    ({"bf16": {"enabled": "auto"}, "zero_optimization": {"stage": 1}}, "bf16.enabled"),
+    ({"torch_autocast": {"enabled": "auto"}}, "torch_autocast.enabled is 'auto'; give true or false"),
+    ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "float16 is not for ZeRO stage 0"),
     ({"zero_optimization": 2}, "zero_optimization"),
 ]
 

@@ -28,7 +28,13 @@ def train_and_resume(make_trainer, tmp_path, **changes):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(
-    "model", [{"train": "heads"}, {"train": "heads", "head_kind": "mlp"}, {"train": "lora", "lora_rank": 2}]
+    "model",
+    [
+        {"train": "heads"},
+        {"train": "heads", "head_kind": "mlp"},
+        {"train": "heads", "head_kind": "linear"},  # where no vector learns
+        {"train": "lora", "lora_rank": 2},
+    ],
 )
 def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(
     make_trainer, write_deepspeed, tmp_path, tiny_home, model, stage

@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM
 
 from wmtp_core import UserError
 from wmtp_models import ReferenceModel, weights_fingerprint
-from wmtp_train.data import score
+from wmtp_train import inputs
+from wmtp_train.data import prepared, score
 from wmtp_train.inputs import open_inputs
 
 
@@ -103,3 +104,20 @@ def test_missing_scores_say_how_to_make_them(processes, make_settings, tmp_path)
 def test_what_cannot_be_read_is_refused(processes, make_settings, data, problem):
     with pytest.raises(UserError, match=problem):
         open_inputs(make_settings(data=data), with_scores=False)
+
+
+def test_the_corpus_is_read_by_rank_0_alone_where_the_others_see_what_it_prepared(
+    processes, make_settings, monkeypatch, tmp_path
+):
+    settings = make_settings(data={"evaluate": {}})
+    known = open_inputs(settings, with_scores=False).train.prepared
+    monkeypatch.setattr(inputs.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(inputs, "from_rank_0", lambda _mine: known.fingerprint)
+    reads = []
+    read = prepared._corpus_fingerprint
+    monkeypatch.setattr(prepared, "_corpus_fingerprint", lambda paths: reads.append(paths) or read(paths))
+    assert open_inputs(settings, with_scores=False).train.prepared.path == known.path
+    assert reads == []
+    elsewhere = changed(settings, "data", cache_dir=tmp_path / "cache")  # a node with a disk of its own
+    assert open_inputs(elsewhere, with_scores=False).train.prepared.fingerprint == known.fingerprint
+    assert len(reads) == 1

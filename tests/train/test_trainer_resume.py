@@ -285,6 +285,20 @@ def test_another_learning_rate_counts_from_the_resumption_on(make_trainer, tmp_p
     assert resumed.learning_rate == pytest.approx(1e-5)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_other_decays_count_from_the_resumption_on(make_trainer, write_deepspeed, stage):
+    changes = {"algo": "mtp-baseline", "data": {"evaluate": {}}, "deepspeed_config": write_deepspeed(stage=stage)}
+    make_trainer("run", steps=2, optimizer={"weight_decay": 0.1, "betas": (0.9, 0.95)}, **changes).train()
+    now = {"weight_decay": 0.25, "betas": (0.8, 0.99)}
+    resumed = make_trainer("run", steps=3, resume=True, optimizer=now, **changes)
+    resumed.train()
+    groups = resumed.engine.lr_scheduler.optimizer.param_groups
+    assert [(group["weight_decay"], tuple(group["betas"])) for group in groups] == [
+        (0.25, (0.8, 0.99)),
+        (0.0, (0.8, 0.99)),
+    ]
+
+
 def test_another_batch_size_goes_on_in_the_data_where_it_stopped(make_trainer, write_deepspeed):
     changes = {"algo": "mtp-baseline", "data": {"evaluate": {}}}
     make_trainer("run", steps=2, deepspeed_config=write_deepspeed(train_batch_size=4), **changes).train()

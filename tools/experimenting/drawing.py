@@ -63,4 +63,5 @@ def draw_intervals(axes: Axes, intervals: Mapping[str, Interval | None], colours
         axes.plot([interval.mean], [row], "o", color=colour, ms=6.5, markeredgecolor="white", markeredgewidth=0.8)
     axes.set_yticks(range(len(intervals)), list(intervals))
     axes.set_ylim(len(intervals) - 0.4, -0.6)
+    axes.locator_params(axis="x", nbins=5)
     clean(axes, "x")

@@ -76,8 +76,11 @@ def test_more_rows_than_a_table_holds(jsonl: Write) -> None:
         ({"prompt": "abc", "completion": "d", "noise": [[0, 1, "hex"]]}, "lies outside the 0 characters of `text`"),
         ({"text": "abc", "noise": [[1, 2]]}, r"noise span \[1, 2\] is not \[start, end, kind\]"),
         ({"text": "abc", "noise": "hex"}, r"noise 'hex' is not a list of \[start, end, kind\]"),
-        ({"text": "a", "reward": "good"}, "reward 'good' is not a finite number"),
-        ('{"text": "a", "reward": Infinity}', "reward inf is not a finite number"),
+        ({"text": "a", "reward": "good"}, "reward 'good' is not a float32 number"),
+        ('{"text": "a", "reward": Infinity}', "reward inf is not a float32 number"),
+        ('{"text": "a", "reward": NaN}', "reward nan is not a float32 number"),
+        ({"text": "a", "reward": 1e39}, "is not a float32 number"),
+        ({"text": "a", "reward": 10**400}, "reward 1000.* is not a float32 number"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(jsonl: Write, row: Any, message: str) -> None:

@@ -1,4 +1,5 @@
 import copy
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -155,7 +156,9 @@ def test_a_cache_that_was_damaged_is_refused_and_made_again_when_removed(
     arguments = ([jsonl({"text": "alpha beta"})], tokenizer, "tiny", 8, 0, tmp_path / "cache")
     folder = prepare(*arguments).path
     manifest = (folder / "manifest.json").read_text()
-    for damaged in (manifest[:-5], "{}"):
+    content = json.loads(manifest)
+    without_kinds = {key: value for key, value in content.items() if key != "kinds"}
+    for damaged in (manifest[:-5], "{}", "[]", json.dumps(without_kinds), json.dumps(content | {"more": 1})):
         (folder / "manifest.json").write_text(damaged)
         with pytest.raises(UserError, match=r"manifest\.json is damaged or of an older version: remove the folder"):
             prepare(*arguments)

@@ -55,23 +55,27 @@ def layer_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def require_plain_logits(causal_lm: PreTrainedModel) -> None:
-    """Refuse a model whose logits are more than unembedding(norm(last layer)), by looking at two tokens.
+def require_wrappable(causal_lm: PreTrainedModel) -> None:
+    """Refuse a model whose losses would be wrong without a sign, by looking at a few tokens.
 
-    Scaled or soft-capped logits (Cohere, Granite, Gemma 2) and projections after the norm would otherwise give losses
-    that are wrong without a sign.
+    Its logits must be unembedding(norm(last layer)), neither scaled nor soft-capped (Cohere, Granite, Gemma 2) nor
+    projected after the norm. And documents must not see each other where position ids restart (see `packed`): Falcon,
+    BLOOM and recurrent layers do not look at these.
 
     Raises:
-        UserError: they are more than that.
+        UserError: they are more than that, or documents do.
     """
     parts = decoder_parts(causal_lm)
     seen: list[Tensor] = []
     hook = parts.layers[-1].register_forward_hook(lambda _module, _args, output: seen.append(layer_output(output)))
     was_training = causal_lm.training
     causal_lm.eval()
-    probe = torch.arange(2, device=parts.unembedding.weight.device).unsqueeze(0)  # [1, 2]
+    device = parts.unembedding.weight.device
+    same_end = torch.tensor([[0, 1, 0, 1], [1, 0, 0, 1]], device=device)  # [2, 4], two documents a row
+    positions = torch.tensor([[0, 1, 0, 1]], device=device).expand(2, 4)
     try:
-        logits = causal_lm(input_ids=probe, use_cache=False).logits
+        logits = causal_lm(input_ids=same_end[:1, :2], use_cache=False).logits
+        packed = causal_lm(input_ids=same_end, position_ids=positions, use_cache=False).logits
     finally:
         hook.remove()
         causal_lm.train(was_training)
@@ -79,6 +83,8 @@ def require_plain_logits(causal_lm: PreTrainedModel) -> None:
     fits = hidden.shape[-1] == parts.unembedding.in_features
     if not fits or not torch.equal(logits.float(), parts.unembedding(hidden).float()):
         raise _cannot_wrap(causal_lm, "its logits are not the plain product of final norm and output embedding")
+    if not torch.equal(packed[0, 2:], packed[1, 2:]):
+        raise _cannot_wrap(causal_lm, "documents packed into a row see each other in it")
 
 
 def _cannot_wrap(causal_lm: PreTrainedModel, reason: str) -> UserError:

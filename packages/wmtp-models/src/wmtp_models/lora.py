@@ -44,7 +44,7 @@ def add_adapters(policy: MtpForCausalLM, rank: int, alpha: int) -> None:
 
 @torch.no_grad()
 def merge_adapters(policy: MtpForCausalLM, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The plain weights of a policy, adapters multiplied out, under the names that they have without adapters.
+    """The plain weights of a policy, adapters multiplied out in float32, under the names that they have without them.
 
     Args:
         policy: with adapters or without; only its shape is looked at, as ZeRO-3 may hold its parameters elsewhere.
@@ -54,7 +54,8 @@ def merge_adapters(policy: MtpForCausalLM, state: dict[str, Tensor]) -> dict[str
     for name, part in policy.named_modules():
         if f"{name}.lora_A.{_ADAPTER}.weight" in state:
             layer: Any = part  # peft's
-            delta = state[f"{name}.lora_B.{_ADAPTER}.weight"] @ state[f"{name}.lora_A.{_ADAPTER}.weight"]
-            delta = layer.scaling[_ADAPTER] * (delta.T if layer.fan_in_fan_out else delta)
-            plain[f"{name}.weight"] = plain[f"{name}.weight"] + delta
+            b, a = (state[f"{name}.lora_{part}.{_ADAPTER}.weight"].float() for part in "BA")
+            delta = layer.scaling[_ADAPTER] * ((b @ a).T if layer.fan_in_fan_out else b @ a)
+            weight = plain[f"{name}.weight"]
+            plain[f"{name}.weight"] = (weight.float() + delta).to(weight.dtype)
     return plain

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Gen
 
 from wmtp_core import GradientGuess, linear_argmax, linear_cross_entropy, mtp_targets
 from wmtp_models.config import MtpConfig
-from wmtp_models.decoder import decoder_parts, require_plain_logits
+from wmtp_models.decoder import decoder_parts, require_wrappable
 from wmtp_models.heads import HeadLayers
 from wmtp_models.packed import complete_layout
 from wmtp_models.state_heads import LAYER, LinearHead, ResidualHead, state_heads
@@ -81,7 +81,7 @@ class MtpForCausalLM(PreTrainedModel):
         Raises:
             UserError: the architecture cannot be wrapped; the message says what it lacks. Or an unknown kind of heads.
         """
-        require_plain_logits(causal_lm)
+        require_wrappable(causal_lm)
         for module in causal_lm.modules():
             module._is_hf_initialized = True  # or post_init may draw weights anew that came from elsewhere
         config = MtpConfig(

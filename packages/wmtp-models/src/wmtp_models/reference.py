@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from wmtp_core import UserError, linear_cross_entropy, mtp_targets
-from wmtp_models.decoder import decoder_parts, require_plain_logits
+from wmtp_models.decoder import decoder_parts, require_wrappable
 from wmtp_models.formats import consolidated
 from wmtp_models.loading import load_causal_lm, load_tokenizer
 from wmtp_models.packed import complete_layout
@@ -22,7 +22,7 @@ class ReferenceModel(nn.Module):
 
     def __init__(self, causal_lm: PreTrainedModel) -> None:
         super().__init__()
-        require_plain_logits(causal_lm)
+        require_wrappable(causal_lm)
         self.causal_lm = causal_lm.requires_grad_(False)
         self.eval()
 

@@ -61,7 +61,6 @@ def read_deepspeed_config(path: Path, world_size: int) -> dict[str, Any]:
     clipping = config.get("gradient_clipping", 0)
     if isinstance(clipping, bool) or not isinstance(clipping, int | float) or clipping < 0:
         raise UserError(f"deepspeed_config {path}: gradient_clipping is {clipping!r}; give a norm, or 0 for none")
-    _check_precision(config, path)
     for section, model in _SECTIONS.items():
         try:
             model(**config.get(section, {}))
@@ -69,6 +68,7 @@ def read_deepspeed_config(path: Path, world_size: int) -> dict[str, Any]:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             raise UserError(f"deepspeed_config {path}: {section}.{name}: {first['msg']}; mend or remove it") from error
+    _check_precision(config, path)
     if "offload_optimizer" in config.get("zero_optimization", {}):
         # The optimizer is torch's AdamW wherever its state lies; DeepSpeed's own would be compiled for minutes.
         config.setdefault("zero_force_ds_cpu_optimizer", False)
@@ -82,11 +82,13 @@ def build_engine(
     """The engine that owns the policy's parameters, gradients and optimizer state."""
     matrices = [p for p in policy.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in policy.parameters() if p.requires_grad and p.ndim <= 1]
-    adamw = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": optimizer.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=optimizer.learning_rate,
-        betas=optimizer.betas,
-    )
+    groups = [
+        {"params": parameters, "decays": decays}
+        for parameters, decays in ((matrices, True), (vectors, False))
+        if parameters  # DeepSpeed drops an empty group, and the schedule would still count it
+    ]
+    adamw = torch.optim.AdamW(groups, lr=optimizer.learning_rate)
+    _apply(optimizer, adamw)
     schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: _learning_rate_factor(step, steps, optimizer))
     engine, *_ = deepspeed.initialize(
         model=policy, optimizer=adamw, lr_scheduler=schedule, config=config, dist_init_required=False
@@ -109,13 +111,20 @@ def backward_and_step(engine: DeepSpeedEngine, loss: Tensor) -> Tensor | None:
     return torch.as_tensor(engine.get_global_grad_norm()) if last and norm is None else norm
 
 
-def set_learning_rate(engine: DeepSpeedEngine, optimizer: OptimizerSettings) -> None:
-    """Make the settings' learning rate count after a checkpoint was loaded, which brought its own."""
+def apply_optimizer_settings(engine: DeepSpeedEngine, optimizer: OptimizerSettings) -> None:
+    """Make the settings of the day count after a checkpoint was loaded, which brought its own."""
     schedule = engine.lr_scheduler
+    _apply(optimizer, schedule.optimizer)
     schedule.base_lrs = [optimizer.learning_rate] * len(schedule.base_lrs)
     for group, factor in zip(schedule.optimizer.param_groups, schedule.lr_lambdas, strict=True):
         group["initial_lr"] = optimizer.learning_rate
         group["lr"] = optimizer.learning_rate * factor(schedule.last_epoch)
+
+
+def _apply(settings: OptimizerSettings, adamw: torch.optim.Optimizer) -> None:
+    for group in adamw.param_groups:
+        group["betas"] = settings.betas
+        group["weight_decay"] = settings.weight_decay if group["decays"] else 0.0
 
 
 def _learning_rate_factor(step: int, steps: int, optimizer: OptimizerSettings) -> float:
@@ -129,16 +138,21 @@ def _learning_rate_factor(step: int, steps: int, optimizer: OptimizerSettings) -
 
 
 def _check_precision(config: dict[str, Any], path: Path) -> None:
-    bf16, fp16, autocast = (config.get(name, {}).get("enabled", False) for name in ("bf16", "fp16", "torch_autocast"))
+    enabled = {name: config.get(name, {}).get("enabled", False) for name in ("bf16", "fp16", "torch_autocast")}
+    for name, value in enabled.items():
+        if not isinstance(value, bool):
+            raise UserError(f"deepspeed_config {path}: {name}.enabled is {value!r}; give true or false")
+    bf16, fp16, autocast = enabled.values()
     stage = config.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise UserError(f"deepspeed_config {path}: zero_optimization.stage is {stage!r}; choose 0, 1, 2 or 3")
     if bf16 + fp16 + autocast > 1:
         raise UserError(f"deepspeed_config {path}: more than one of bf16, fp16 and torch_autocast is enabled; keep one")
     if fp16 and not torch.cuda.is_available():
         raise UserError(f"deepspeed_config {path}: fp16 does not train on a CPU; enable bf16, or neither")
     if bf16 and stage == 0:
         raise UserError(f"deepspeed_config {path}: DeepSpeed's bf16 is wrong at ZeRO stage 0; use stage 1, 2 or 3")
+    if stage == 0 and (fp16 or (autocast and config["torch_autocast"].get("dtype") == "float16")):
+        # There gradients are scaled when their norm is looked at.
+        raise UserError(f"deepspeed_config {path}: float16 is not for ZeRO stage 0; use stage 1, 2 or 3")
 
 
 def _complete_batch_sizes(config: dict[str, Any], path: Path, world_size: int) -> None:

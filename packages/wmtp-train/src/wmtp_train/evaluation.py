@@ -3,10 +3,8 @@
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from wmtp_core import excess_loss, kept_drafts, shift_to_heads
@@ -14,6 +12,7 @@ from wmtp_core.critic import document_ends
 from wmtp_train.data.batch import Batch
 from wmtp_train.objective import Objective
 from wmtp_train.statistics import noise_figures
+from wmtp_train.together import gather
 
 
 @torch.no_grad()
@@ -49,14 +48,14 @@ def evaluate(objective: Objective, batches: Iterable[Batch], step: int, kinds: l
         counts = [signals.valid, weights != 0, right, kept_drafts(output.predicted)]
         amounts = torch.stack([signals.ce, *(count.float() for count in counts)], dim=-1)  # [B, S, H, 5]
         sums.view(-1, 5).index_add_(0, cell, amounts[signals.valid].double().cpu())
-        if signals.reference_ce is not None:
+        if kinds and signals.reference_ce is not None:
             later = signals.valid[..., 1:]
             excess = excess_loss(signals.ce, signals.reference_ce)[..., 1:][later]
             excesses.append((excess.cpu(), kind[..., 1:][later].cpu()))
         if output.values is not None and batch.rewards is not None:
             ends = document_ends(batch.document_ids) & ~batch.rewards.isnan()
             values.append((output.values[ends].cpu(), (batch.rewards[ends] > 0.5).cpu()))
-    sums = torch.stack(_gather(sums)).sum(dim=0)
+    sums = torch.stack(gather(sums)).sum(dim=0)
     ce, targets, selected, right, kept = sums.unbind(dim=-1)  # [H, kinds]
     figures = _by_head("ce", ce, targets) | _by_head("accuracy", right, targets)
     if horizon > 1:
@@ -95,15 +94,8 @@ def auc(scores: Tensor, positive: Tensor) -> float:
 def _over_ranks(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Two columns, of all ranks."""
     mine = tuple(torch.cat(column) for column in zip(*pieces, strict=True))
-    first, second = (torch.cat(column) for column in zip(*_gather(mine), strict=True))
+    first, second = (torch.cat(column) for column in zip(*gather(mine), strict=True))
     return first, second
-
-
-def _gather(mine: Any) -> list[Any]:
-    """What every rank holds, in rank order."""
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
-    return gathered
 
 
 def _by_head(name: str, totals: Tensor, targets: Tensor, first: int = 0) -> dict[str, float]:

@@ -11,11 +11,13 @@ from transformers import PreTrainedTokenizerFast
 from wmtp_models import load_tokenizer, weights_fingerprint
 from wmtp_train.data.batch import Batch
 from wmtp_train.data.loader import TrainLoader, evaluation_batches
-from wmtp_train.data.prepared import PreparedData, prepare
+from wmtp_train.data.prepared import PreparedData, prepare, prepared_folder
 from wmtp_train.data.scores import load_scores, made_with
 from wmtp_train.processes import device, first_rank_first, refuse_alike, stop_if_asked
 from wmtp_train.settings import Settings
-from wmtp_train.together import together
+from wmtp_train.together import from_rank_0, together
+
+_REMEDY = "mend that, and start again"
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,17 @@ def open_inputs(settings: Settings, with_scores: bool, vocab_size: int | None = 
         refuse_alike("data.train names no file; give jsonl, txt or parquet files, or run with --tiny")
     if "train" in settings.data.evaluate:
         refuse_alike('data.evaluate has a set called "train"; that is the training rows\' name, choose another')
+    is_first = dist.get_rank() == 0
     scores = settings.reference.scores if with_scores else None
     fingerprint = None
     if scores is not None and settings.reference.source is not None:
         source = settings.reference.source
-        fingerprint = together(lambda: weights_fingerprint(source), f"reference {source}", "mend that, and start again")
+        read = together(lambda: weights_fingerprint(source) if is_first else None, f"reference {source}", _REMEDY)
+        fingerprint = from_rank_0(read)
 
     def open_set(name: str, files: list[str]) -> ScoredData:
-        prepared = first_rank_first(
-            lambda: prepare(
+        def build() -> PreparedData:
+            return prepare(
                 files,
                 tokenizer,
                 settings.data.tokenizer or str(settings.model.source),
@@ -85,9 +89,13 @@ def open_inputs(settings: Settings, with_scores: bool, vocab_size: int | None = 
                 settings.data.cache_dir,
                 settings.data.tokenise_processes,
                 vocab_size,
-            ),
-            f"data of the set {name!r} cannot be read",
-        )
+            )
+
+        # Rank 0 alone reads the corpus to know it again; the others do where they cannot see what it prepared.
+        what = f"data of the set {name!r} cannot be read"
+        built = together(lambda: build() if is_first else None, what, _REMEDY)
+        folder = prepared_folder(settings.data.cache_dir, from_rank_0(built and built.fingerprint))
+        prepared = together(lambda: built or (PreparedData.load(folder) if folder.is_dir() else build()), what, _REMEDY)
         if scores is None:
             return ScoredData(prepared, prepared.fingerprint)
         folder = Path(scores) / name

@@ -11,8 +11,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     Nothing for an empty text.
     """
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    beginning = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
-    return [*beginning, *tokens] if text else []
+    return [*document_start(tokenizer), *tokens] if text else []
+
+
+def document_start(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """What stands before every document, in training as in decoding: the BOS of a tokenizer that puts one."""
+    return [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
 
 
 def stop_tokens(policy: MtpForCausalLM, tokenizer: PreTrainedTokenizerFast) -> set[int]:

@@ -1,7 +1,7 @@
 """Controls for honest experiments: what selection by excess loss is held against. See wmtp_core.controls."""
 
-from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting, UniformAtFirst, UserError
-from wmtp_train.processes import world_group
+from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting, UniformAtFirst
+from wmtp_train.processes import refuse_alike, world_group
 from wmtp_train.settings import Settings
 from wmtp_train.trainer import BaseWmtpTrainer
 
@@ -28,4 +28,4 @@ class LabelledTrainer(BaseWmtpTrainer):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, LabelledWeighting())
         if not self.inputs.train.prepared.kinds:
-            raise UserError("labelled needs rows with `noise`: [[start, end, kind], …]; data.train has none")
+            refuse_alike("labelled needs rows with `noise`: [[start, end, kind], …]; data.train has none")

@@ -11,7 +11,7 @@ from wmtp_train.checkpoint.folder import newest_checkpoint
 from wmtp_train.checkpoint.loading import load_checkpoint, tell_of_changes
 from wmtp_train.checkpoint.manifest import newest_whole_checkpoint
 from wmtp_train.checkpoint.saving import save_checkpoint
-from wmtp_train.engine import set_learning_rate
+from wmtp_train.engine import apply_optimizer_settings
 from wmtp_train.processes import refuse_alike
 from wmtp_train.settings import Settings
 from wmtp_train.together import from_rank_0
@@ -72,7 +72,7 @@ class RunCheckpoints:
         now = settings.model_dump(mode="json", exclude={"resume"})
         saved = {name: value for name, value in about["settings"].items() if name != "resume"}
         tell_of_changes(f"checkpoint {newest} was saved with other settings", saved, now)
-        set_learning_rate(self.engine, settings.optimizer)
+        apply_optimizer_settings(self.engine, settings.optimizer)
         return about["step"], about["consumed_rows"]
 
     def save(self, step: int, consumed_rows: int, figures: dict[str, float]) -> None:

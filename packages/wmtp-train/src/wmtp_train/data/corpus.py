@@ -1,6 +1,5 @@
 """Rows of corpus files → documents as text, in Arrow."""
 
-import math
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -22,6 +21,7 @@ TEXT_SCHEMA = pa.schema(
         "pair": pa.int32(),  # +p chosen, -p rejected, 0 neither
     }
 )
+_LARGEST_REWARD = 3.4e38  # of a float32
 _COLUMNS = ("text", "prompt", "completion", "chosen", "rejected", "noise", "reward")
 
 
@@ -111,6 +111,8 @@ def _reward(where: str, row: dict[str, Any]) -> float | None:
     reward = row.get("reward")
     if reward is None:
         return None
-    if isinstance(reward, int | float) and math.isfinite(reward):
+    if isinstance(reward, int | float) and abs(reward) <= _LARGEST_REWARD:
         return float(reward)
-    raise UserError(f"{where}: reward {reward!r} is not a finite number: mend it, or leave it out where unknown")
+    raise UserError(
+        f"{where}: reward {repr(reward)[:60]} is not a float32 number: mend it, or leave it out where unknown"
+    )

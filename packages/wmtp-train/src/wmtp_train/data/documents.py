@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
 from wmtp_core.errors import UserError
+from wmtp_models.generation.text import document_start
 
 
 def noise_kinds(texts: datasets.Dataset) -> list[str]:
@@ -45,7 +46,7 @@ def tokenise(
         batched=True,
         batch_size=256,
         remove_columns=texts.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "bos": _own_bos(tokenizer), "kinds": kinds},
+        fn_kwargs={"tokenizer": tokenizer, "bos": document_start(tokenizer), "kinds": kinds},
         num_proc=num_proc,
         cache_file_name=str(cache_file),
         load_from_cache_file=False,
@@ -53,10 +54,6 @@ def tokenise(
         desc="tokenise",
     )
     return documents.with_format(None)
-
-
-def _own_bos(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    return [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
 
 
 def _tokenise_batch(

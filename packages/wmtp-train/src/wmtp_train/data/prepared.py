@@ -63,11 +63,11 @@ class PreparedData:
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             rows = open_arrow(path / "rows.arrow", manifest.pop("rows"), remedy)
-        except (json.JSONDecodeError, KeyError) as error:
+            return PreparedData(path=path, rows=rows, **manifest)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"prepared data {path}: its manifest.json is damaged or of an older version: {remedy}"
             ) from error
-        return PreparedData(path=path, rows=rows, **manifest)
 
 
 def prepare(
@@ -98,11 +98,10 @@ def prepare(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "corpus": _corpus_fingerprint(paths),
     }
-    name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(cache_dir) / name
+    folder = prepared_folder(cache_dir, fingerprint)
     if not folder.is_dir():
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=cache_dir, prefix=f".{name}-", ignore_cleanup_errors=True) as aside:
+        with TemporaryDirectory(dir=cache_dir, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as aside:
             publish(_build(Path(aside), paths, tokenizer, sequence_length, seed, fingerprint, num_proc), folder)
     prepared = PreparedData.load(folder)
     if vocab_size is not None and prepared.max_token_id >= vocab_size:
@@ -111,6 +110,12 @@ def prepare(
             f"vocabulary ends at {vocab_size - 1}: use the model's own tokenizer"
         )
     return prepared
+
+
+def prepared_folder(cache_dir: str | Path, fingerprint: dict[str, str]) -> Path:
+    """Where the data set of that fingerprint is, or will be."""
+    name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(cache_dir) / name
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

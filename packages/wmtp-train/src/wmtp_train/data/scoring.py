@@ -20,7 +20,7 @@ from wmtp_train.data.prepared import PreparedData
 from wmtp_train.data.scores import COLUMN_FILE, FINGERPRINT_FILE, load_scores, made_with, partial_folder, require_same
 from wmtp_train.data.storage import publish, write_arrow
 from wmtp_train.durable import write_json
-from wmtp_train.together import describe
+from wmtp_train.together import describe, gather
 
 SHARD_ROWS = 512
 
@@ -118,9 +118,7 @@ def _batches(prepared: PreparedData, shard: range, micro_batch: int) -> Iterator
 def _idle_batches(owed: list[range], micro_batch: int) -> int:
     """How many batches the busiest process owes beyond this one's."""
     mine = sum(-(-len(shard) // micro_batch) for shard in owed)
-    everyones = [mine] * dist.get_world_size()
-    dist.all_gather_object(everyones, mine)
-    return max(everyones) - mine
+    return max(gather(mine)) - mine
 
 
 def _finite(losses: Tensor, batch: Batch) -> np.ndarray:
