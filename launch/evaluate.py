@@ -33,7 +33,7 @@ def main() -> None:
             "data.evaluate names no held-out set; give one, like {validation: [FILE]}, or evaluation.humaneval or "
             "evaluation.tasks"
         )
-    require_benchmarks(wanted)
+    together(lambda: require_benchmarks(wanted), "evaluation")
     trainer = algorithm(evaluated)
     trainer.policy.to(device()).eval()
     trainer.step = settings.steps  # past every warm-up

@@ -15,7 +15,7 @@ from wmtp_train.engine import read_deepspeed_config
 from wmtp_train.inputs import open_inputs, open_tokenizer
 from wmtp_train.models import open_reference
 from wmtp_train.processes import device, refuse_alike, run, start_processes
-from wmtp_train.together import together
+from wmtp_train.together import found_by_rank_0, together
 
 
 def main() -> None:
@@ -27,8 +27,9 @@ def main() -> None:
         refuse_alike("set reference.source to the reference model, and reference.scores to the folder to write")
     rank, world = dist.get_rank(), dist.get_world_size()
     # The micro-batch of training, so that a live reference would compute the very same numbers.
-    micro_batch = read_deepspeed_config(settings.deepspeed_config, world)["train_micro_batch_size_per_gpu"]
-    fingerprint = together(lambda: weights_fingerprint(source), f"reference {source}")
+    deepspeed = together(lambda: read_deepspeed_config(settings.deepspeed_config, world), "deepspeed_config")
+    micro_batch = deepspeed["train_micro_batch_size_per_gpu"]
+    fingerprint = found_by_rank_0(lambda: weights_fingerprint(source), f"reference {source}")
     reference = open_reference(settings, open_tokenizer(settings))
     inputs = open_inputs(settings, with_scores=False, vocab_size=reference.causal_lm.config.vocab_size)
 

@@ -123,6 +123,7 @@ def test_two_ranks_find_the_figures_of_both_together(random_micro_batch, over_tw
     assert ranks[0]["evaluation"] == pytest.approx(expected, rel=1e-5)
     assert ranks[1]["evaluation"] == pytest.approx(expected, rel=1e-5)
     assert [rank["before_me"] for rank in ranks] == ["", "0"]  # first_rank_first
+    assert [rank["of_rank_0"] for rank in ranks] == ["found by 0"] * 2
     assert not any("error" in rank for rank in ranks)
 
 

@@ -6,13 +6,14 @@ from forked import on_ranks
 from ranks_together import FAILURES, fail
 
 from wmtp_core import UserError
-from wmtp_train.together import from_rank_0, gather, on_rank_0, together
+from wmtp_train.together import found_by_rank_0, from_rank_0, gather, on_rank_0, together
 
 
 def test_alone_work_gives_its_result(processes):
     assert together(lambda: 7, "it fails") == 7
     assert gather("mine") == ["mine"]
     assert from_rank_0("mine") == "mine"
+    assert found_by_rank_0(lambda: 7, "it fails") == 7
 
 
 def test_alone_what_the_system_refuses_is_one_line(processes):

@@ -11,6 +11,7 @@ from conftest import Answers
 from wmtp_core import RandomWeighting, UserError
 from wmtp_train.evaluation import evaluate
 from wmtp_train.processes import first_rank_first
+from wmtp_train.together import found_by_rank_0
 from wmtp_train.statistics import IntervalStatistics
 
 
@@ -39,6 +40,7 @@ def main(folder: Path, rank: int) -> None:
         return before
 
     found["before_me"] = first_rank_first(note, "the trace")
+    found["of_rank_0"] = found_by_rank_0(lambda: f"found by {rank}", "the rank")
     torch.save(found, folder / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

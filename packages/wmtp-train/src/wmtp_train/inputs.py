@@ -15,7 +15,7 @@ from wmtp_train.data.prepared import PreparedData, prepare, prepared_folder
 from wmtp_train.data.scores import load_scores, made_with
 from wmtp_train.processes import device, first_rank_first, refuse_alike, stop_if_asked
 from wmtp_train.settings import Settings
-from wmtp_train.together import from_rank_0, together
+from wmtp_train.together import found_by_rank_0, from_rank_0, together
 
 _REMEDY = "mend that, and start again"
 
@@ -75,8 +75,7 @@ def open_inputs(settings: Settings, with_scores: bool, vocab_size: int | None = 
     fingerprint = None
     if scores is not None and settings.reference.source is not None:
         source = settings.reference.source
-        read = together(lambda: weights_fingerprint(source) if is_first else None, f"reference {source}", _REMEDY)
-        fingerprint = from_rank_0(read)
+        fingerprint = found_by_rank_0(lambda: weights_fingerprint(source), f"reference {source}")
 
     def open_set(name: str, files: list[str]) -> ScoredData:
         def build() -> PreparedData:

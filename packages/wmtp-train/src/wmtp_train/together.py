@@ -46,6 +46,12 @@ def on_rank_0(work: Callable[[], None], what: str) -> None:
     together(work if dist.get_rank() == 0 else lambda: None, what)
 
 
+def found_by_rank_0(work: Callable[[], Result], what: str, remedy: str = "mend that, and start again") -> Result:
+    """What `work` gives rank 0, on every rank, with `together`'s care for the others. Every rank must call it."""
+    result: Result = from_rank_0(together(work if dist.get_rank() == 0 else lambda: None, what, remedy))
+    return result
+
+
 def gather(mine: Any) -> list[Any]:
     """What every rank holds, in rank order, on every rank."""
     gathered: list[Any] = [None] * dist.get_world_size()

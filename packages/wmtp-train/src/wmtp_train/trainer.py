@@ -52,7 +52,9 @@ class BaseWmtpTrainer:
     ) -> None:
         self.settings = settings
         self.rank, self.world, self.device = dist.get_rank(), dist.get_world_size(), device()
-        self.deepspeed_config = config = read_deepspeed_config(settings.deepspeed_config, self.world)
+        self.deepspeed_config = config = together(
+            lambda: read_deepspeed_config(settings.deepspeed_config, self.world), "deepspeed_config"
+        )
         self.micro_batch: int = config["train_micro_batch_size_per_gpu"]
         self.accumulation: int = config["gradient_accumulation_steps"]
         self.rows_per_step = self.micro_batch * self.accumulation * self.world
