@@ -11,8 +11,8 @@ from conftest import Answers
 from wmtp_core import RandomWeighting, UserError
 from wmtp_train.evaluation import evaluate
 from wmtp_train.processes import first_rank_first
-from wmtp_train.together import found_by_rank_0
 from wmtp_train.statistics import IntervalStatistics
+from wmtp_train.together import found_by_rank_0
 
 
 def main(folder: Path, rank: int) -> None:
