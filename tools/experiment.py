@@ -68,6 +68,7 @@ def experiment(plan: Plan, home: Path, command: str) -> Results:
         "reference_steps": reference.steps,
         "tokens_per_step": deepspeed["train_batch_size"] * settings[0].data.sequence_length,
     }
+    results.save()
     if not is_complete(results, plan):
         complete(results, plan, home, runs)
     return results

@@ -22,7 +22,7 @@ _PACKAGES = [
 def describe_machine(device: torch.device) -> dict[str, str | int]:
     """Processor, cores and threads, and on CUDA the device."""
     described: dict[str, str | int] = {
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),

@@ -26,7 +26,7 @@ def require_benchmarks(wanted: EvaluationSettings) -> None:
         if given and importlib.util.find_spec(module) is None:
             raise UserError(
                 f"evaluation.{setting} needs {module.replace('_', '-')}, which is not installed: "
-                "pip install 'wmtp-train[evaluate]'"
+                "pip install -e 'packages/wmtp-train[evaluate]'"
             )
     if wanted.humaneval and wanted.humaneval_samples > 1 and wanted.temperature is None:
         raise UserError(
