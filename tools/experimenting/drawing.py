@@ -27,6 +27,12 @@ def arm_colours(arms: list[str], baseline: str) -> dict[str, str]:
     return {baseline: INK} | {arm: _ARMS[i % len(_ARMS)] for i, arm in enumerate(others)}
 
 
+def arm_lines(arms: list[str], baseline: str) -> dict[str, str]:
+    """A style of line for each arm: arms that share a colour, where there are more arms than colours, differ in it."""
+    others = [arm for arm in arms if arm != baseline]
+    return {baseline: "-"} | {arm: ["-", "--", ":"][i // len(_ARMS) % 3] for i, arm in enumerate(others)}
+
+
 def new_figure(width: float, height: float) -> Figure:
     """White, in inches; draw in `style()`."""
     return Figure(figsize=(width, height), dpi=110, facecolor="white", layout="constrained")

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from experimenting.analysis import AXES, Analysis, Axis, band
-from experimenting.drawing import arm_colours, clean, draw_intervals, new_figure
+from experimenting.drawing import arm_colours, arm_lines, clean, draw_intervals, new_figure
 from experimenting.intervals import t_interval
 from experimenting.runs import LOSS
 from reporting.theme import INK, MUTED
@@ -13,7 +13,7 @@ _UNITS = {"tokens": (1e6, "million tokens"), "FLOP": (1e12, "TFLOP"), "time": (6
 
 def learning_curves(analysis: Analysis) -> Figure:
     """The loss of every arm over tokens, FLOP and time, from the first evaluation after the start, which all share."""
-    colours = arm_colours(analysis.arms, analysis.baseline)
+    colours, lines = (of(analysis.arms, analysis.baseline) for of in (arm_colours, arm_lines))
     figure = new_figure(13.5, 4.4)
     panels = figure.subplots(1, len(AXES), sharey=True)
     for axes, axis in zip(panels, AXES, strict=True):
@@ -23,7 +23,8 @@ def learning_curves(analysis: Analysis) -> Figure:
             x = [analysis.spent(arm, axis, step) / divisor for step in curves[0].steps[1:]]
             points = band(curves)[1:]
             width = 2.4 if arm == analysis.baseline else 1.4
-            axes.plot(x, [point.mean for point in points], color=colours[arm], linewidth=width, label=arm)
+            means = [point.mean for point in points]
+            axes.plot(x, means, lines[arm], color=colours[arm], linewidth=width, label=arm)
             if points[0].is_bounded:
                 ends = [point.low for point in points], [point.high for point in points]
                 axes.fill_between(x, *ends, color=colours[arm], alpha=0.12, linewidth=0)

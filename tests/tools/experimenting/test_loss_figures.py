@@ -4,7 +4,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from experimenting.analysis import Analysis
-from experimenting.drawing import arm_colours
+from experimenting.drawing import arm_colours, arm_lines
 from experimenting.loss_figures import (
     difference_curves,
     final_differences,
@@ -64,6 +64,12 @@ def test_one_seed_is_drawn_without_bands(make_results: Any) -> None:
     analysis = Analysis(make_results({"a": [[7, 5, 4, 3.0]], "b": [[7, 5, 4, 3.5]]}))
     assert not learning_curves(analysis).axes[0].collections
     assert len(final_differences(analysis).axes[0].lines) == 2  # zero and a dot
+
+
+def test_more_arms_than_colours_differ_in_their_lines() -> None:
+    arms = [f"arm {i}" for i in range(12)]
+    looks = {(colour, arm_lines(arms, "arm 0")[arm]) for arm, colour in arm_colours(arms, "arm 0").items()}
+    assert len(looks) == 12
 
 
 def test_an_arm_has_one_colour(analysis: Analysis) -> None:
