@@ -49,7 +49,8 @@ def test_a_failure_is_told_with_its_last_words_and_ends_the_others(tmp_path: Pat
 def test_a_job_is_alone_and_has_its_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("KEPT", "yes")
-    code = "import os; print('RANK' in os.environ, os.environ['KEPT'], os.environ['OMP_NUM_THREADS'])"
-    run_job("look", ["-c", code], tmp_path / "look.log")
-    assert (tmp_path / "look.log").read_text().split() == ["False", "yes", str(threads_of(1))]
+    shown = "'RANK' in os.environ, os.environ['KEPT'], os.environ['OMP_NUM_THREADS'], os.getpgid(0) == os.getpid()"
+    run_job("look", ["-c", f"import os; print({shown})"], tmp_path / "look.log")
+    # In a group of its own, where Ctrl-C does not reach it: it is ended by SIGTERM, and saves.
+    assert (tmp_path / "look.log").read_text().split() == ["False", "yes", str(threads_of(1)), "True"]
     assert threads_of(10**6) == 1
