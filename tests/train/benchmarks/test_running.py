@@ -23,7 +23,7 @@ def test_nothing_is_asked_for_by_default(policy, tokenizer, tmp_path, monkeypatc
 def test_a_missing_package_is_named_with_its_command(setting, given, package, monkeypatch):
     monkeypatch.setattr(running.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match=rf"evaluation.{setting} needs {package}, .*: pip install 'wmtp-train\[evaluate\]'"
+        UserError, match=rf"evaluation.{setting} needs {package}, .*: pip install -e 'packages/wmtp-train\[evaluate\]'"
     ):
         require_benchmarks(EvaluationSettings(**{setting: given}))
 
