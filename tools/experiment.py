@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from transformers.utils import logging
 
 from benchmarks.machine import describe_machine, describe_versions
 from experimenting.costs import measure_costs
-from experimenting.decoding import held_out_prompts
+from experimenting.decoding import GREEDY, held_out_prompts
 from experimenting.plan import REFERENCE, Plan, read_plan, require_same_plan
 from experimenting.preparation import prepare_references, prepare_text, reference_config
 from experimenting.processes import threads_of
@@ -112,7 +113,18 @@ def is_trained(results: Results, plan: Plan) -> bool:
 
 def is_complete(results: Results, plan: Plan) -> bool:
     """Whether everything that the plan names has been measured."""
-    return is_trained(results, plan) and all(results.has(arm, None, "cost/seconds") for arm in (*plan.arms, REFERENCE))
+    runs = [(arm, seed) for arm in plan.arms for seed in plan.seeds]
+    decoded = all(results.has(*run, GREEDY) for run in runs if results.has(*run, "evaluation/clean/ce/head_1"))
+    costs = all(results.has(arm, None, "cost/seconds") for arm in (*plan.arms, REFERENCE))
+    return is_trained(results, plan) and decoded and costs
+
+
+def is_reportable(results: Results) -> bool:
+    """Whether a report can be drawn: everything is there that the plan in the file names, and it is such a plan."""
+    try:
+        return is_complete(results, Plan.model_validate(results.facts.get("plan")))
+    except ValidationError:
+        return False
 
 
 def complete(results: Results, plan: Plan, home: Path, runs: list[PlannedRun]) -> None:
@@ -148,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     if options.report_only:
         results = open_results(options.output / "results.parquet")
-        if "plan" not in results.facts or not is_complete(results, Plan.model_validate(results.facts["plan"])):
+        if not is_reportable(results):
             raise UserError(f"--output {options.output}: holds no complete results.parquet; run the plan to its end")
     elif options.plan is None:
         raise UserError("name a plan, like tools/experimenting/cpu.yaml")
@@ -161,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the runs are ended, and save, as at Ctrl-C
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) == signal.SIG_DFL:  # under nohup a closed terminal ends nothing
+            signal.signal(ending, signal.default_int_handler)  # the runs are ended, and save, as at Ctrl-C
     try:
         run(main)
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """The whole experiment in miniature: two arms, two seeds, a model of a few thousand weights."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,22 @@ def test_what_was_stopped_after_the_training_goes_on_there(
         k: v for k, v in before.items() if k[2] not in apart
     }
     assert after.keys() == before.keys()
+
+
+def test_another_way_of_decoding_is_measured_anew(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(processes, "_start", lambda *_: pytest.fail("a process was started"))
+    out, plan = tmp_path / "out", tmp_path / "plan.yaml"
+    shutil.copytree(home / "out", out)
+    before = open_results(out / "results.parquet")
+    decoding = {"prompts": 2, "prompt_tokens": 32, "new_tokens": 9}
+    plan.write_text(yaml.safe_dump(PLAN | {"decoding": decoding}))
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(experiment, "planned_runs", lambda plan, _: runs.planned_runs(plan, home / "out"))
+    experiment.main([str(plan), "--output", str(out)])
+    torch.set_num_threads(threads)
+    after = open_results(out / "results.parquet")
+    assert after.facts["plan"]["decoding"] == decoding
+    assert after.series.keys() == before.series.keys()
 
 
 def test_a_plan_that_was_refused_can_be_mended(home: Path, tmp_path: Path) -> None:

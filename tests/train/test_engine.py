@@ -79,6 +79,7 @@ REFUSED = [
     ),
     ({"bf16": {"enabled": True}}, "bf16 is wrong at ZeRO stage 0"),
     ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 0}}, "bf16 is wrong at ZeRO stage 0"),
+    ({"bf16": {"enabled": True}, "zero_optimization": {"stage": "0"}}, "bf16 is wrong at ZeRO stage 0"),
     ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: Input should be 0, 1, 2"),
     ({"train_batch_size": 0}, "train_batch_size is 0"),
     ({"train_batch_size": "auto"}, "train_batch_size is 'auto'"),

@@ -176,8 +176,8 @@ def require_same_plan(plan: Plan, file: Path) -> None:
     before, now = json.loads(file.read_text("utf-8")), plan.model_dump(mode="json")
     for free in ("decoding", "timed_steps", "also_compare", "processes"):
         now[free] = before[free]
-    for growing in ("arms", "other_references", "arms_with_another"):
-        now[growing] = {name: value for name, value in now[growing].items() if name in before[growing]}
+    for growing, known in (("arms", "arms"), ("other_references", "other_references"), ("arms_with_another", "arms")):
+        now[growing] = {name: value for name, value in now[growing].items() if name in before.get(known, {})}
     now["seeds"] = [seed for seed in before["seeds"] if seed in now["seeds"]]
     old, new = dict(_leaves(before)), dict(_leaves(now))
     for path in (*old, *new):

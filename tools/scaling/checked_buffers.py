@@ -10,7 +10,7 @@ import datasets
 import torch
 
 from benchmarks.loss_variants import RHO1, LossVariant
-from benchmarks.memory import peak_memory
+from benchmarks.memory import Prepare, peak_memory
 from benchmarks.problems import LossShape, make_loss_problem
 from scaling import storage, transient
 from scaling.check import Check
@@ -33,12 +33,17 @@ def check_buffers() -> Iterator[Check]:
     plan = replace(small_plan(size), micro_batch=shape.batch, sequence_length=shape.positions // shape.batch)
     assert plan.k_percent == RHO1.k_percent
     given = 4 * shape.positions * HORIZON * shape.hidden_size  # the states themselves
-    peak = peak_memory(partial(_prepare_loss, _TINY), partial(_prepare_loss, shape), CPU)
+    peak = _least_peak(partial(_prepare_loss, _TINY), partial(_prepare_loss, shape))
     yield Check("loss op on a CPU, float32, B", transient.loss_buffers(plan, 4) - given, peak, 0.1)
     values = 2**20
-    peak = peak_memory(partial(_prepare_selection, 1000), partial(_prepare_selection, values), CPU)
+    peak = _least_peak(partial(_prepare_selection, 1000), partial(_prepare_selection, values))
     calculated = (transient.BYTES_PER_COMPARED_VALUE - 9) * values
     yield Check("selection on a CPU beyond the gathered values, B", calculated, peak, 0.1)
+
+
+def _least_peak(warm_up: Prepare, prepare: Prepare) -> int:
+    """Of three processes: what an allocator maps beside the operation's own memory varies, and only ever adds."""
+    return min(peak_memory(warm_up, prepare, CPU) for _ in range(3))
 
 
 def _prepare_loss(shape: LossShape) -> Callable[[], object]:

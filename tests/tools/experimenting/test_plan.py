@@ -161,6 +161,10 @@ def test_a_folder_goes_on_with_more_arms_and_seeds_and_refuses_another_plan(tmp_
         ({"arms": {"base": {"selection": {"k_percent": 0.5}}}}, r"arms\.base\.selection\.k_percent = None"),
         ({"seeds": [2, 3]}, r"seeds = \[1, 2\], and the plan says \[2\]"),
         ({"baseline": "next"}, "baseline = 'base'"),
+        (
+            {"other_references": {"longer": {}}, "arms_with_another": {"next": "longer"}},
+            r"was begun with arms_with_another = \{\}",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             require_same_plan(Plan(**merged(MINIMAL, change)), file)

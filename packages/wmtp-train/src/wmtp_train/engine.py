@@ -123,6 +123,7 @@ def apply_optimizer_settings(engine: DeepSpeedEngine, optimizer: OptimizerSettin
 
 def _apply(settings: OptimizerSettings, adamw: torch.optim.Optimizer) -> None:
     for group in adamw.param_groups:
+        group.setdefault("decays", group["weight_decay"] > 0)  # a checkpoint of an earlier version does not say it
         group["betas"] = settings.betas
         group["weight_decay"] = settings.weight_decay if group["decays"] else 0.0
 
@@ -143,7 +144,7 @@ def _check_precision(config: dict[str, Any], path: Path) -> None:
         if not isinstance(value, bool):
             raise UserError(f"deepspeed_config {path}: {name}.enabled is {value!r}; give true or false")
     bf16, fp16, autocast = enabled.values()
-    stage = config.get("zero_optimization", {}).get("stage", 0)
+    stage = DeepSpeedZeroConfig(**config.get("zero_optimization", {})).stage
     if bf16 + fp16 + autocast > 1:
         raise UserError(f"deepspeed_config {path}: more than one of bf16, fp16 and torch_autocast is enabled; keep one")
     if fp16 and not torch.cuda.is_available():
