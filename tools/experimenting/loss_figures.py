@@ -1,5 +1,7 @@
 """Figures of the losses: curves with bands, paired differences, heads, and tokens to the baseline's loss."""
 
+from itertools import product
+
 from matplotlib.figure import Figure
 
 from experimenting.analysis import AXES, Analysis, Axis, band
@@ -12,14 +14,15 @@ _UNITS = {"tokens": (1e6, "million tokens"), "FLOP": (1e12, "TFLOP"), "time": (6
 
 
 def learning_curves(analysis: Analysis) -> Figure:
-    """The loss of every arm over tokens, FLOP and time, from the first evaluation after the start, which all share."""
+    """Each head's loss of every arm over tokens, FLOP and time, from the first evaluation after the common start."""
     colours, lines = (of(analysis.arms, analysis.baseline) for of in (arm_colours, arm_lines))
-    figure = new_figure(13.5, 4.4)
-    panels = figure.subplots(1, len(AXES), sharey=True)
-    for axes, axis in zip(panels, AXES, strict=True):
+    losses = analysis.head_losses()
+    figure = new_figure(13.5, 1 + 3.4 * len(losses))
+    grid = figure.subplots(len(losses), len(AXES), sharex="col", sharey="row", squeeze=False)
+    for axes, (loss, axis) in zip(grid.flat, product(losses, AXES), strict=True):
         divisor, unit = _UNITS[axis]
-        for arm in analysis.arms:
-            curves = analysis.curves(arm, LOSS)
+        for arm in analysis.arms_with(loss):
+            curves = analysis.curves(arm, loss)
             x = [analysis.spent(arm, axis, step) / divisor for step in curves[0].steps[1:]]
             points = band(curves)[1:]
             width = 2.4 if arm == analysis.baseline else 1.4
@@ -28,11 +31,13 @@ def learning_curves(analysis: Analysis) -> Figure:
             if points[0].is_bounded:
                 ends = [point.low for point in points], [point.high for point in points]
                 axes.fill_between(x, *ends, color=colours[arm], alpha=0.12, linewidth=0)
-        axes.set_xlabel(_with_clock(unit, axis, analysis))
+        if loss == losses[-1]:
+            axes.set_xlabel(_with_clock(unit, axis, analysis))
         clean(axes, "y")
-    panels[0].set_ylabel("nats per token")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle("Next-token loss on clean held-out text", x=0.01, ha="left", fontweight="bold")
+    for head, axes in enumerate(grid[:, 0]):
+        axes.set_ylabel(f"head {head}, nats per token")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.suptitle("Loss of each head on clean held-out text", x=0.01, ha="left", fontweight="bold")
     return figure
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import chain
 from statistics import mean, median
 
-from experimenting.analysis import AXES, KEPT, PHASES, Analysis
+from experimenting.analysis import AXES, KEPT, PHASES, Analysis, Axis
 from experimenting.decoding import ACCEPTED
 from experimenting.intervals import Interval, t_interval, verdict
 from experimenting.plan import REFERENCE
@@ -32,7 +32,7 @@ def tables(analysis: Analysis) -> list[Table]:
     """All tables that the results have something for."""
     made = [
         _losses(analysis),
-        _heads(analysis),
+        *(_heads(analysis, axis) for axis in AXES),
         _other_text(analysis),
         _steps_to_baseline(analysis),
         _selection(analysis),
@@ -81,23 +81,23 @@ def _losses(analysis: Analysis) -> Table:
     return Table("Next-token loss on clean held-out text (head 0)", note, head, rows)
 
 
-def _heads(analysis: Analysis) -> Table:
+def _heads(analysis: Analysis, axis: Axis) -> Table:
     baseline, figures = analysis.baseline, analysis.head_losses()
     rows = [[baseline, *(spread(analysis.final(baseline, figure)) for figure in figures)]]
     for arm, other in analysis.pairs:
         cells = [
-            judged(analysis.difference(arm, other, figure))
+            judged(analysis.difference(arm, other, figure, axis))
             if {arm, other} <= set(analysis.arms_with(figure))
             else _DASH
             for figure in figures
         ]
         rows.append([_pair(arm, other, analysis), *cells])
     note = (
-        "Of the baseline the loss, of the other arms the difference from it (or from the other arm named) at equal "
-        "tokens, paired by seed."
+        "Of the baseline the loss at its end, of the other arms the difference from it (or from the other arm named) "
+        f"at equal {axis}, paired by seed."
     )
     head = ["arm", *(f"head {h}" for h in range(len(figures)))]
-    return Table("Loss of each head on clean held-out text", note, head, rows)
+    return Table(f"Loss of each head on clean held-out text, at equal {axis}", note, head, rows)
 
 
 def _other_text(analysis: Analysis) -> Table:

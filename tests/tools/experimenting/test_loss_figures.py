@@ -20,7 +20,7 @@ def analysis(make_results: Any) -> Analysis:
 
 
 def test_curves_over_tokens_flop_and_time(analysis: Analysis) -> None:
-    tokens, flop, time = learning_curves(analysis).axes
+    tokens, flop, time, *head_1 = learning_curves(analysis).axes
     for axes in (tokens, flop, time):
         assert [line.get_label() for line in axes.lines] == analysis.arms
         assert len(axes.collections) == 3  # bands
@@ -28,6 +28,8 @@ def test_curves_over_tokens_flop_and_time(analysis: Analysis) -> None:
     assert tokens.lines[0].get_xdata() == pytest.approx([0.01, 0.02, 0.03])
     assert flop.lines[1].get_xdata() == pytest.approx([800e-12, 1600e-12, 2400e-12])
     assert time.lines[0].get_xdata() == pytest.approx([11 / 60, 22 / 60, 33 / 60])
+    assert [line.get_label() for line in head_1[0].lines] == ["mtp-baseline", "rho1-k0.6"]
+    assert head_1[1].lines[0].get_ydata() == pytest.approx([6.1, 5.6, 5.1])
 
 
 def test_difference_curves_have_a_panel_for_each_other_arm(analysis: Analysis) -> None:
