@@ -9,9 +9,9 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "launch"))  # before what is imported from there
 
-import train  # noqa: E402
-from wmtp_train.processes import run  # noqa: E402
-from wmtp_train.statistics import IntervalStatistics  # noqa: E402
+import train  # noqa: E402 (the path comes first)
+from wmtp_train.processes import run  # noqa: E402 (the path comes first)
+from wmtp_train.statistics import IntervalStatistics  # noqa: E402 (the path comes first)
 
 seen = []
 add = IntervalStatistics.add

@@ -180,7 +180,7 @@ def require_same_plan(plan: Plan, file: Path) -> None:
         now[growing] = {name: value for name, value in now[growing].items() if name in before.get(known, {})}
     now["seeds"] = [seed for seed in before["seeds"] if seed in now["seeds"]]
     old, new = dict(_leaves(before)), dict(_leaves(now))
-    for path in (*old, *new):
+    for path in (*new, *old):
         if old.get(path) != new.get(path):
             raise UserError(
                 f"--output {file.parent}: was begun with {'.'.join(path)} = {old.get(path)!r}, and the plan says "
