@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 DEMO := runs/demo
 CONFIG := --config launch/configs/demo.yaml
-PACKAGES := packages/wmtp-core packages/wmtp-models packages/wmtp-train
+PACKAGES := packages/wmtp-core packages/wmtp-models packages/wmtp-train packages/wmtp-eval
 
 .PHONY: help setup demo test test-slurm bench experiment lint types format tensorboard clean-demo
 help:

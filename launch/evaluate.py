@@ -10,40 +10,42 @@ import torch.distributed as dist
 
 from tiny import TINY_CONFIG
 from wmtp_core import UserError
+from wmtp_eval import require_benchmarks, run_benchmarks
 from wmtp_train.algorithms import trainer_class
-from wmtp_train.benchmarks import require_benchmarks, run_benchmarks
-from wmtp_train.command_line import load_settings
-from wmtp_train.durable import write_json
-from wmtp_train.hparams import write_hparams
-from wmtp_train.processes import device, refuse_alike, run, start_processes
-from wmtp_train.settings import Settings
-from wmtp_train.tables import figures_table
-from wmtp_train.together import on_rank_0, together
+from wmtp_train.atomic_io import write_json
+from wmtp_train.metrics.hparams import write_hparams
+from wmtp_train.metrics.table import metrics_table
+from wmtp_train.ranks.collective import run_on_all_ranks, run_on_rank0
+from wmtp_train.ranks.lifecycle import device, fail_on_all_ranks, run, start_processes
+from wmtp_train.settings.command_line import load_settings
+from wmtp_train.settings.schema import Settings
 
 
 def main() -> None:
     """Load the run's final model into its trainer and evaluate it."""
     start_processes()  # first, so that what is wrong with the settings is said once
-    settings = together(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
-    algorithm = together(lambda: trainer_class(settings.algo), "algo")
-    evaluated = together(lambda: as_evaluated(settings), "evaluation.model")
+    settings = run_on_all_ranks(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
+    algorithm = run_on_all_ranks(lambda: trainer_class(settings.algo), "algo")
+    evaluated = run_on_all_ranks(lambda: as_evaluated(settings), "evaluation.model")
     wanted, folder = settings.evaluation, settings.output_dir
     if not (settings.data.evaluate or wanted.humaneval or wanted.tasks):
-        refuse_alike(
+        fail_on_all_ranks(
             "data.evaluate names no held-out set; give one, like {validation: [FILE]}, or evaluation.humaneval or "
             "evaluation.tasks"
         )
-    together(lambda: require_benchmarks(wanted), "evaluation")
+    run_on_all_ranks(lambda: require_benchmarks(wanted), "evaluation")
     trainer = algorithm(evaluated)
     trainer.policy.to(device()).eval()
     trainer.step = settings.steps  # past every warm-up
     figures = trainer.evaluate()
-    on_rank_0(lambda: folder.mkdir(parents=True, exist_ok=True), f"output_dir {folder} cannot be made")
+    run_on_rank0(lambda: folder.mkdir(parents=True, exist_ok=True), f"output_dir {folder} cannot be made")
     figures |= run_benchmarks(trainer.policy, trainer.inputs.tokenizer, wanted, settings.seed, folder)
     if dist.get_rank() == 0:
-        print(figures_table(figures))
-    on_rank_0(lambda: write_json(folder / "evaluation.json", figures), f"figures in {folder} cannot be saved")
-    on_rank_0(lambda: write_hparams(folder / "tensorboard", settings, figures), f"figures in {folder} cannot be saved")
+        print(metrics_table(figures))
+    run_on_rank0(lambda: write_json(folder / "evaluation.json", figures), f"figures in {folder} cannot be saved")
+    run_on_rank0(
+        lambda: write_hparams(folder / "tensorboard", settings, figures), f"figures in {folder} cannot be saved"
+    )
 
 
 def as_evaluated(settings: Settings) -> Settings:

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 
 from wmtp_core import UserError
 from wmtp_models import load_tokenizer, load_wmtp
-from wmtp_models.formats.exporting import FORMATS
-from wmtp_train.command_line import Parser
-from wmtp_train.durable import partial_of, publish_folder, sync
-from wmtp_train.processes import run
+from wmtp_models.formats.registry import FORMATS
+from wmtp_train.atomic_io import commit_dir, partial_of, sync
+from wmtp_train.ranks.lifecycle import run
+from wmtp_train.settings.command_line import Parser
 
 FORMATS_HELP = (
     "hf: trunk and head 0, a plain model; wmtp: everything; medusa: mlp and linear heads for vLLM; "
@@ -45,13 +45,13 @@ def main() -> None:
             tokenizer.save_pretrained(partial)
         for path in partial.rglob("*"):
             sync(path)
-        publish_folder(partial, arguments.output)
+        commit_dir(partial, arguments.output)
     except (OSError, SafetensorError) as error:  # the latter where the disk is full
         raise UserError(f"--output {arguments.output} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"{arguments.output}: read back, {compared}")
-    for part in form.left_out(policy):
+    for part in form.unsupported_parts(policy):
         print(f"not in it, as the format {arguments.format} has no place for it: {part}")
     if tokenizer is None:
         print(f"no tokenizer in {arguments.model}, so there is none in {arguments.output}")

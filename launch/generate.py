@@ -26,8 +26,8 @@ from wmtp_models import (
     load_wmtp,
     stop_tokens,
 )
-from wmtp_train.command_line import Parser
-from wmtp_train.processes import run
+from wmtp_train.ranks.lifecycle import run
+from wmtp_train.settings.command_line import Parser
 
 RUNS = 5  # of each kind, to compare
 DTYPES = ("float32", "bfloat16", "float16")

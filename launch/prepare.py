@@ -3,17 +3,17 @@
 import torch.distributed as dist
 
 from tiny import TINY_CONFIG
-from wmtp_train.command_line import load_settings
-from wmtp_train.inputs import open_inputs
-from wmtp_train.processes import run, start_processes
-from wmtp_train.together import together
+from wmtp_train.data.inputs import load_inputs
+from wmtp_train.ranks.collective import run_on_all_ranks
+from wmtp_train.ranks.lifecycle import run, start_processes
+from wmtp_train.settings.command_line import load_settings
 
 
 def main() -> None:
     """Prepare every set and say what is in it."""
     start_processes()  # first, so that what is wrong with the settings is said once
-    settings = together(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
-    for name, data in open_inputs(settings, with_scores=False).sets().items():
+    settings = run_on_all_ranks(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
+    for name, data in load_inputs(settings, with_scores=False).sets().items():
         found = data.prepared
         kinds = f", noise: {', '.join(found.kinds)}" if found.kinds else ""
         size = f"{found.documents} documents, {found.tokens} tokens, {len(found.rows)} rows{kinds}"

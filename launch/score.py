@@ -9,29 +9,29 @@ from tqdm import tqdm
 
 from tiny import TINY_CONFIG
 from wmtp_models import weights_fingerprint
-from wmtp_train.command_line import load_settings
+from wmtp_train.build_models import load_reference
 from wmtp_train.data import Batch, score
-from wmtp_train.engine import read_deepspeed_config
-from wmtp_train.inputs import open_inputs, open_tokenizer
-from wmtp_train.models import open_reference
-from wmtp_train.processes import device, refuse_alike, run, start_processes
-from wmtp_train.together import found_by_rank_0, together
+from wmtp_train.data.inputs import load_inputs, tokenizer_from_settings
+from wmtp_train.engines.deepspeed.engine import read_deepspeed_config
+from wmtp_train.ranks.collective import run_on_all_ranks, run_on_rank0_and_broadcast
+from wmtp_train.ranks.lifecycle import device, fail_on_all_ranks, run, start_processes
+from wmtp_train.settings.command_line import load_settings
 
 
 def main() -> None:
     """Score every set that the settings name."""
     start_processes()  # first, so that what is wrong with the settings is said once
-    settings = together(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
+    settings = run_on_all_ranks(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
     source, folder = settings.reference.source, settings.reference.scores
     if source is None or folder is None:
-        refuse_alike("set reference.source to the reference model, and reference.scores to the folder to write")
+        fail_on_all_ranks("set reference.source to the reference model, and reference.scores to the folder to write")
     rank, world = dist.get_rank(), dist.get_world_size()
     # The micro-batch of training, so that a live reference would compute the very same numbers.
-    deepspeed = together(lambda: read_deepspeed_config(settings.deepspeed_config, world), "deepspeed_config")
+    deepspeed = run_on_all_ranks(lambda: read_deepspeed_config(settings.deepspeed_config, world), "deepspeed_config")
     micro_batch = deepspeed["train_micro_batch_size_per_gpu"]
-    fingerprint = found_by_rank_0(lambda: weights_fingerprint(source), f"reference {source}")
-    reference = open_reference(settings, open_tokenizer(settings))
-    inputs = open_inputs(settings, with_scores=False, vocab_size=reference.causal_lm.config.vocab_size)
+    fingerprint = run_on_rank0_and_broadcast(lambda: weights_fingerprint(source), f"reference {source}")
+    reference = load_reference(settings, tokenizer_from_settings(settings))
+    inputs = load_inputs(settings, with_scores=False, vocab_size=reference.causal_lm.config.vocab_size)
 
     def token_losses(batch: Batch) -> torch.Tensor:
         here = batch.to(device())

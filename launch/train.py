@@ -6,29 +6,29 @@
 import torch.distributed as dist
 
 from tiny import TINY_CONFIG, prepare_tiny
-from wmtp_train.agreement import require_same_settings
 from wmtp_train.algorithms import trainer_class
-from wmtp_train.command_line import load_settings
-from wmtp_train.processes import run, start_processes
-from wmtp_train.signals import noting_stop_signals
-from wmtp_train.tables import figures_table
-from wmtp_train.together import on_rank_0, together
+from wmtp_train.metrics.table import metrics_table
+from wmtp_train.ranks.collective import run_on_all_ranks, run_on_rank0
+from wmtp_train.ranks.consistency import check_settings_match
+from wmtp_train.ranks.lifecycle import run, start_processes
+from wmtp_train.ranks.preemption import catch_stop_signals
+from wmtp_train.settings.command_line import load_settings
 
 
 def main() -> None:
     """Read the settings, build the trainer that they name, and run it."""
     start_processes()  # first, so that what is wrong with the settings is said once
-    settings = together(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
-    algorithm = together(lambda: trainer_class(settings.algo), "algo")
-    require_same_settings(settings)
+    settings = run_on_all_ranks(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
+    algorithm = run_on_all_ranks(lambda: trainer_class(settings.algo), "algo")
+    check_settings_match(settings)
     if settings.tiny:
         with_reference = settings.algo in ("rho1-wmtp", "softmax-excess")
-        on_rank_0(lambda: prepare_tiny(with_reference), "--tiny cannot prepare its data")
+        run_on_rank0(lambda: prepare_tiny(with_reference), "--tiny cannot prepare its data")
     figures = algorithm(settings).train()
     if dist.get_rank() == 0:
-        print(figures_table(figures))
+        print(metrics_table(figures))
 
 
 if __name__ == "__main__":
-    with noting_stop_signals():
+    with catch_stop_signals():
         run(main)

@@ -36,7 +36,7 @@ def processes() -> Iterator[None]:
     """This process as a group of one; torch allows that once a process, so every test of a session shares it."""
     import torch.distributed as dist
 
-    from wmtp_train.processes import start_processes
+    from wmtp_train.ranks.lifecycle import start_processes
 
     start_processes()
     yield
@@ -137,7 +137,7 @@ def write_deepspeed(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def make_settings(tiny_home: Path, tmp_path: Path, write_deepspeed: Callable[..., Path]) -> Callable[..., Any]:
     """Settings of a run of a few steps; a dict given for a section changes that section's keys only."""
-    from wmtp_train.settings import Settings
+    from wmtp_train.settings.schema import Settings
 
     def make(output: str = "run", **changes: Any) -> Settings:
         settings: dict[str, Any] = {

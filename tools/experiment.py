@@ -31,12 +31,12 @@ from experimenting.results import Results, open_results
 from experimenting.runs import LOSS, PlannedRun, decode_missing, planned_runs, record_references, train_missing
 from wmtp_core import UserError
 from wmtp_models.loading import load_wmtp
-from wmtp_train.command_line import load_settings
-from wmtp_train.durable import write_json
-from wmtp_train.engine import read_deepspeed_config
-from wmtp_train.processes import run
-from wmtp_train.settings import Settings
-from wmtp_train.together import describe
+from wmtp_train.atomic_io import write_json
+from wmtp_train.engines.deepspeed.engine import read_deepspeed_config
+from wmtp_train.ranks.collective import describe
+from wmtp_train.ranks.lifecycle import run
+from wmtp_train.settings.command_line import load_settings
+from wmtp_train.settings.schema import Settings
 
 
 def experiment(plan: Plan, home: Path, command: str) -> Results:

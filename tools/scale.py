@@ -18,9 +18,9 @@ from scaling.model_size import FAMILIES, ModelSize, measure_model
 from scaling.page import render
 from scaling.plan import Plan
 from wmtp_core import UserError
-from wmtp_train.command_line import load_settings
-from wmtp_train.engine import read_deepspeed_config
-from wmtp_train.settings import Settings
+from wmtp_train.engines.deepspeed.engine import read_deepspeed_config
+from wmtp_train.settings.command_line import load_settings
+from wmtp_train.settings.schema import Settings
 
 
 def make_plan(options: argparse.Namespace, others: list[str]) -> Plan:

@@ -26,7 +26,7 @@ def test_every_public_name_exists_and_is_documented():
         ),
         ("compute_rho1_stats", {"weights": ..., "valid_mask": ...}),
         (
-            "select_top_excess",
+            "select_by_excess",
             {"ce": ..., "reference_ce": ..., "valid": ..., "k_percent": ..., "scope": "batch", "group": None,
              "from_head": 1},
         ),

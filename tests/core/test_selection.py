@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from wmtp_core import (
     Rho1Weighting,
-    TokenSignals,
     UserError,
+    WeightingInputs,
     compute_mtp_selective_weights,
     compute_rho1_stats,
     excess_loss,
-    select_top_excess,
+    select_by_excess,
 )
-from wmtp_core.selection import keep_top, top_k_count
+from wmtp_core.selection import num_selected, topk_mask
 
 NAN, INF = float("nan"), float("inf")
 FRACTIONS = [1e-6, 0.001, 0.1, 0.25, 0.3, 0.5, 0.6, 0.7, 0.9, 0.999, 1.0]
@@ -43,7 +43,7 @@ def one_row(excess):
 
 
 def selected_of(excess, k_percent):
-    return select_top_excess(*one_row(excess), k_percent)[0, : len(excess), 1].tolist()
+    return select_by_excess(*one_row(excess), k_percent)[0, : len(excess), 1].tolist()
 
 
 @quick
@@ -59,7 +59,7 @@ def selected_of(excess, k_percent):
 )
 def test_selection_equals_the_definition(oracle, seed, rows, length, horizon, levels, density, k_percent, scope):
     ce, reference_ce, valid = example(np.random.default_rng(seed), rows, length, horizon, levels, density)
-    weights = select_top_excess(ce, reference_ce, valid, k_percent, scope)
+    weights = select_by_excess(ce, reference_ce, valid, k_percent, scope)
     expected = oracle.select(ce.numpy(), reference_ce.numpy(), valid.numpy(), k_percent, scope)
     assert weights.dtype == torch.float32
     np.testing.assert_array_equal(weights.numpy(), expected)
@@ -69,7 +69,7 @@ def test_selection_equals_the_definition(oracle, seed, rows, length, horizon, le
 def test_a_single_head_keeps_everything(scope):
     """With H = 1 there is no later head to compare."""
     ce, reference_ce, valid = example(np.random.default_rng(0), 2, 5, horizon=1)
-    assert torch.equal(select_top_excess(ce, reference_ce, valid, 0.1, scope), valid.float())
+    assert torch.equal(select_by_excess(ce, reference_ce, valid, 0.1, scope), valid.float())
 
 
 def test_excess_is_signed_and_indexed_by_target_position(oracle):
@@ -87,7 +87,7 @@ def test_a_large_negative_excess_is_the_last_to_be_kept():
 def test_head_0_is_never_compared():
     ce, reference_ce, valid = example(np.random.default_rng(0), 3, 9, 4)
     ce[..., 0], reference_ce[:] = 0, 1000
-    weights = select_top_excess(ce, reference_ce, valid, 1e-6)
+    weights = select_by_excess(ce, reference_ce, valid, 1e-6)
     assert torch.equal(weights[..., 0], valid[..., 0].float())
     assert weights[..., 1:].sum(dim=(0, 1)).tolist() == [1, 1, 1]
 
@@ -95,7 +95,7 @@ def test_head_0_is_never_compared():
 @pytest.mark.parametrize("k_percent", [i / 100 for i in range(1, 101)])
 def test_count_is_exact_on_decimals(oracle, k_percent):
     counts = torch.arange(500)
-    assert top_k_count(counts, k_percent).tolist() == [oracle.top_count(n, k_percent) for n in range(500)]
+    assert num_selected(counts, k_percent).tolist() == [oracle.top_count(n, k_percent) for n in range(500)]
 
 
 @pytest.mark.parametrize("k_percent", FRACTIONS)
@@ -118,7 +118,7 @@ def test_ties_go_to_the_lower_row_and_then_to_the_lower_position():
     ce, valid = torch.zeros(2, 4, 2), torch.zeros(2, 4, 2, dtype=torch.bool)
     valid[:, :2, 1] = True
     ce[1, 0, 1] = 1.0
-    weights = select_top_excess(ce, torch.zeros(2, 4), valid, 0.5)  # 2 of 4: the highest, and the first of three ties
+    weights = select_by_excess(ce, torch.zeros(2, 4), valid, 0.5)  # 2 of 4: the highest, and the first of three ties
     assert weights[..., 1].tolist() == [[1, 0, 0, 0], [1, 0, 0, 0]]
 
 
@@ -148,33 +148,33 @@ def test_extreme_values_keep_the_exact_count(excess, k_percent, expected):
 @pytest.mark.parametrize("scope", ["batch", "sequence"])
 def test_what_stands_at_invalid_targets_does_not_matter(junk, scope):
     ce, reference_ce, valid = example(np.random.default_rng(3), 3, 8, 4, density=0.5)
-    expected = select_top_excess(ce, reference_ce, valid, 0.6, scope)
-    assert torch.equal(select_top_excess(ce.masked_fill(~valid, junk), reference_ce, valid, 0.6, scope), expected)
+    expected = select_by_excess(ce, reference_ce, valid, 0.6, scope)
+    assert torch.equal(select_by_excess(ce.masked_fill(~valid, junk), reference_ce, valid, 0.6, scope), expected)
 
 
 def test_valid_minus_infinity_comes_before_anything_invalid():
     scores, valid = torch.tensor([[5.0, -INF, -INF, 5.0]]), torch.tensor([[False, False, True, False]])
-    assert keep_top(scores, valid, 1.0).tolist() == [[False, False, True, False]]
+    assert topk_mask(scores, valid, 1.0).tolist() == [[False, False, True, False]]
 
 
 def test_scope_sequence_does_not_see_the_other_rows():
     ce, reference_ce, valid = example(np.random.default_rng(4), 4, 9, 4, levels=5)
-    together = select_top_excess(ce, reference_ce, valid, 0.6, "sequence")
-    alone = [select_top_excess(ce[b : b + 1], reference_ce[b : b + 1], valid[b : b + 1], 0.6) for b in range(4)]
+    together = select_by_excess(ce, reference_ce, valid, 0.6, "sequence")
+    alone = [select_by_excess(ce[b : b + 1], reference_ce[b : b + 1], valid[b : b + 1], 0.6) for b in range(4)]
     assert torch.equal(together, torch.cat(alone))
-    assert not torch.equal(together, select_top_excess(ce, reference_ce, valid, 0.6, "batch"))
+    assert not torch.equal(together, select_by_excess(ce, reference_ce, valid, 0.6, "batch"))
 
 
 def test_selection_has_no_gradient_and_leaves_its_inputs_alone():
     ce, reference_ce, valid = example(np.random.default_rng(5), 2, 6, 3)
     before = ce.clone(), reference_ce.clone(), valid.clone()
-    assert not select_top_excess(ce.requires_grad_(), reference_ce, valid, 0.6).requires_grad
+    assert not select_by_excess(ce.requires_grad_(), reference_ce, valid, 0.6).requires_grad
     assert all(torch.equal(a, b) for a, b in zip((ce, reference_ce, valid), before, strict=True))
 
 
 def signals(ce, reference_ce, valid):
     row_ids = torch.arange(len(ce))
-    return TokenSignals(ce=ce, valid=valid, step=0, row_ids=row_ids, reference_ce=reference_ce)
+    return WeightingInputs(ce=ce, valid=valid, step=0, row_ids=row_ids, reference_ce=reference_ce)
 
 
 def test_two_ranks_select_as_one_process_does(over_two_ranks):
@@ -188,10 +188,10 @@ def test_two_ranks_select_as_one_process_does(over_two_ranks):
         both = [torch.cat(parts) for parts in zip(*ranks, strict=True)]
         for k_percent, scope in ((0.6, "batch"), (0.1, "batch"), (1.0, "batch"), (0.6, "sequence")):
             jobs.append((Rho1Weighting(k_percent, scope), tuple(signals(*rank) for rank in ranks)))
-            expected.append(select_top_excess(*both, k_percent, scope))
+            expected.append(select_by_excess(*both, k_percent, scope))
     ce, reference_ce, valid = one_row([1.0, NAN, -INF, INF])
     jobs.append((Rho1Weighting(0.5), (signals(ce, reference_ce, valid), signals(-ce, reference_ce, valid))))
-    expected.append(select_top_excess(torch.cat([ce, -ce]), reference_ce.repeat(2, 1), valid.repeat(2, 1, 1), 0.5))
+    expected.append(select_by_excess(torch.cat([ce, -ce]), reference_ce.repeat(2, 1), valid.repeat(2, 1, 1), 0.5))
 
     for weights, one_process in zip(over_two_ranks(jobs), expected, strict=True):
         assert torch.equal(torch.cat(weights), one_process)
@@ -265,7 +265,7 @@ def test_nothing_waits_for_the_device(witness):
     (policy, reference), (labels, mask) = selective_example(np.random.default_rng(0))
     with witness() as seen:
         compute_mtp_selective_weights(policy, reference, labels, mask)
-        select_top_excess(*example(np.random.default_rng(0), 2, 6, 3), 0.6, "sequence")
+        select_by_excess(*example(np.random.default_rng(0), 2, 6, 3), 0.6, "sequence")
     assert "sort" in seen.names()
     assert not seen.names() & {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal"}
 
@@ -275,7 +275,7 @@ def test_a_fraction_out_of_bounds_is_refused(k_percent):
     ce, reference_ce, valid = example(np.random.default_rng(0), 2, 6, 3)
     (policy, reference), (labels, mask) = selective_example(np.random.default_rng(0))
     for refuse in (
-        lambda: select_top_excess(ce, reference_ce, valid, k_percent),
+        lambda: select_by_excess(ce, reference_ce, valid, k_percent),
         lambda: compute_mtp_selective_weights(policy, reference, labels, mask, k_percent),
         lambda: Rho1Weighting(k_percent),
     ):
@@ -286,4 +286,4 @@ def test_a_fraction_out_of_bounds_is_refused(k_percent):
 
 def test_an_unknown_scope_is_refused():
     with pytest.raises(UserError, match="'document'"):
-        select_top_excess(*example(np.random.default_rng(0), 2, 6, 3), 0.6, "document")
+        select_by_excess(*example(np.random.default_rng(0), 2, 6, 3), 0.6, "document")

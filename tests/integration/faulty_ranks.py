@@ -24,9 +24,10 @@ import psutil
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 
-from wmtp_train import processes, trainer
-from wmtp_train.objective import MicroBatchLoss, Objective
-from wmtp_train.signals import noted_signal
+from wmtp_train import trainer
+from wmtp_train.ranks import lifecycle as processes
+from wmtp_train.ranks.preemption import pending_signal
+from wmtp_train.step import MicroBatchLoss, Objective
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -47,7 +48,7 @@ def sigterm(*_: Any) -> None:
 
 def sigterm_to_launcher(*_: Any) -> None:
     os.kill(os.getppid(), signal.SIGTERM)
-    while not noted_signal():  # until it is handed on
+    while not pending_signal():  # until it is handed on
         time.sleep(0.01)
 
 

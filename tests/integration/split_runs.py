@@ -22,20 +22,20 @@ from torch import Tensor
 from transformers.models.llama import modeling_llama  # noqa: F401 (here, so that no fork has to)
 
 from wmtp_train.algorithms import trainer_class
-from wmtp_train.monitor import Monitor
-from wmtp_train.objective import MicroBatchLoss
-from wmtp_train.processes import start_processes
-from wmtp_train.settings import Settings
-from wmtp_train.statistics import IntervalStatistics
+from wmtp_train.metrics.accumulator import MetricAccumulator
+from wmtp_train.metrics.tensorboard import Monitor
+from wmtp_train.ranks.lifecycle import start_processes
+from wmtp_train.settings.schema import Settings
+from wmtp_train.step import MicroBatchLoss
 
 
 def train(settings: Settings) -> dict[str, Any]:
     """Train by the whole product; the figures of every step, the final weights, and row by row what was selected."""
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     figures: list[dict[str, float]] = []
-    add = IntervalStatistics.add
+    add = MetricAccumulator.add
 
-    def witness(statistics: IntervalStatistics, loss: MicroBatchLoss) -> None:
+    def witness(statistics: MetricAccumulator, loss: MicroBatchLoss) -> None:
         seen.append((loss.signals.row_ids, loss.signals.valid, loss.weights != 0))
         add(statistics, loss)
 
@@ -43,9 +43,9 @@ def train(settings: Settings) -> dict[str, Any]:
         if "train/loss" in values:
             figures.append(values)
 
-    IntervalStatistics.add, Monitor.write = witness, read
+    MetricAccumulator.add, Monitor.write = witness, read
     trainer_class(settings.algo)(settings).train()
-    IntervalStatistics.add = add
+    MetricAccumulator.add = add
     mine = [torch.stack(micro_batches) for micro_batches in zip(*seen, strict=True)]
     ranks: list[list[Tensor]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(ranks, mine)

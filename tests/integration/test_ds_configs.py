@@ -9,10 +9,10 @@ import pytest
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
-from wmtp_core.selection import top_k_count
+from wmtp_core.selection import num_selected
 from wmtp_models import build_policy
-from wmtp_train.engine import build_engine, read_deepspeed_config
-from wmtp_train.settings import OptimizerSettings
+from wmtp_train.engines.deepspeed.engine import build_engine, read_deepspeed_config
+from wmtp_train.settings.schema import OptimizerSettings
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ def test_it_trains_two_steps_on_two_processes_and_counts_exactly(
     for step, (figures, in_float32) in enumerate(zip(found["figures"], exact["figures"], strict=True)):
         rows = slice(16 * step, 16 * step + 16)
         valid, selected = (found[tensor][rows].sum(dim=(0, 1)) for tensor in ("valid", "selected"))
-        assert selected.tolist() == [int(valid[0]), *top_k_count(valid[1:], 0.6).tolist()]
+        assert selected.tolist() == [int(valid[0]), *num_selected(valid[1:], 0.6).tolist()]
         for head in range(4):
             assert figures[f"selected_count/head_{head}"] == selected[head]
             assert figures[f"reference_ce/head_{head}"] == in_float32[f"reference_ce/head_{head}"]

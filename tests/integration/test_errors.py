@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from wmtp_core import UserError
 from wmtp_models import ReferenceModel, weights_fingerprint
-from wmtp_train.command_line import load_settings
 from wmtp_train.data import score
-from wmtp_train.inputs import open_inputs
+from wmtp_train.data.inputs import load_inputs
+from wmtp_train.settings.command_line import load_settings
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -137,7 +137,7 @@ def scores_of_another_corpus(config, folder):
     settings_file = folder / "score.yaml"
     settings_file.write_text(yaml.safe_dump(config))
     reference = ReferenceModel.load(config["reference"]["source"])
-    for name, data in open_inputs(load_settings(["--config", str(settings_file)]), with_scores=False).sets().items():
+    for name, data in load_inputs(load_settings(["--config", str(settings_file)]), with_scores=False).sets().items():
 
         def losses(batch):
             return reference.token_losses(batch.input_ids, batch.position_ids, batch.document_ids)

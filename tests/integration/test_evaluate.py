@@ -11,8 +11,8 @@ import yaml
 from transformers import AutoTokenizer
 
 from wmtp_core import UserError
+from wmtp_eval.sandbox import Sandbox
 from wmtp_models import build_policy
-from wmtp_train.benchmarks.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]
 EXTRA = "the extra `evaluate` of wmtp-train is not installed"

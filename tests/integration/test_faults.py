@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 WORLD = 2
 # The last one is what DeepSpeed imports when it first sees an optimizer, and torch's compiler with it.
-PRELOADED = ["wmtp_train.agreement", "wmtp_train.algorithms", "deepspeed.runtime.zero.muon.muon_optimizer"]
+PRELOADED = ["wmtp_train.ranks.consistency", "wmtp_train.algorithms", "deepspeed.runtime.zero.muon.muon_optimizer"]
 
 
 class Ended(NamedTuple):

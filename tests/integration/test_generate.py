@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from wmtp_models import MtpForCausalLM, build_policy, load_causal_lm, load_tokenizer
-from wmtp_train.processes import run
+from wmtp_train.ranks.lifecycle import run
 
 SCRIPT = Path(__file__).parents[2] / "launch/generate.py"
 Call = Callable[..., tuple[int, str, str]]

@@ -13,14 +13,16 @@ ROOMS = {
     "wmtp_core": ROOT / "packages/wmtp-core/src/wmtp_core",
     "wmtp_models": ROOT / "packages/wmtp-models/src/wmtp_models",
     "wmtp_train": ROOT / "packages/wmtp-train/src/wmtp_train",
+    "wmtp_eval": ROOT / "packages/wmtp-eval/src/wmtp_eval",
     "launch": ROOT / "launch",
     "tools": ROOT / "tools",
 }
 LAUNCH = {path.stem for path in ROOMS["launch"].glob("*.py")}
 FORBIDDEN = {
-    "wmtp_core": {"wmtp_models", "wmtp_train", *LAUNCH},
-    "wmtp_models": {"wmtp_train", "deepspeed", "datasets", "tensorboard", *LAUNCH},
-    "wmtp_train": LAUNCH,
+    "wmtp_core": {"wmtp_models", "wmtp_train", "wmtp_eval", *LAUNCH},
+    "wmtp_models": {"wmtp_train", "wmtp_eval", "deepspeed", "datasets", "tensorboard", *LAUNCH},
+    "wmtp_train": {"wmtp_eval", *LAUNCH},
+    "wmtp_eval": LAUNCH,
     "launch": set(),
     "tools": LAUNCH | {"launch"},
 }

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from wmtp_train.data.order import stream_rows
+from wmtp_train.data.packed.order import stream_rows
 
 pytestmark = pytest.mark.slow
 

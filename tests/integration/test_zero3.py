@@ -18,8 +18,8 @@ from wmtp_models import ReferenceModel, build_policy, load_tokenizer
 from wmtp_train.algorithms import TRAINERS
 from wmtp_train.data import load_scores, score, scoring
 from wmtp_train.data.batch import PackedRows
-from wmtp_train.inputs import open_inputs
-from wmtp_train.settings import Settings
+from wmtp_train.data.inputs import load_inputs
+from wmtp_train.settings.schema import Settings
 
 pytestmark = pytest.mark.slow
 RANKS = Path(__file__).with_name("zero3_ranks.py")
@@ -77,7 +77,7 @@ def settings(folder, tiny_home, tiny_llama):
 
 @pytest.fixture(scope="module")
 def prepared(processes, settings):
-    return open_inputs(settings(), with_scores=False).train.prepared
+    return load_inputs(settings(), with_scores=False).train.prepared
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "launch"))  # before what is imported from there
 
 import train  # noqa: E402 (the path comes first)
-from wmtp_train.processes import run  # noqa: E402 (the path comes first)
-from wmtp_train.statistics import IntervalStatistics  # noqa: E402 (the path comes first)
+from wmtp_train.metrics.accumulator import MetricAccumulator  # noqa: E402 (the path comes first)
+from wmtp_train.ranks.lifecycle import run  # noqa: E402 (the path comes first)
 
 seen = []
-add = IntervalStatistics.add
+add = MetricAccumulator.add
 
 
 def witnessed(self, loss):
@@ -28,5 +28,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    IntervalStatistics.add = witnessed
+    MetricAccumulator.add = witnessed
     run(main)

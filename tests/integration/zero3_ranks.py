@@ -13,16 +13,16 @@ from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from wmtp_core import GradientGuess
-from wmtp_core.guesses import KnownAhead
+from wmtp_core import GradientHint
+from wmtp_core.losses.hints import StaticHint
 from wmtp_models import build_policy, load_tokenizer
 from wmtp_train.algorithms import TRAINERS
+from wmtp_train.build_models import load_reference
 from wmtp_train.data import Batch, score, scoring
-from wmtp_train.engine import build_engine, read_deepspeed_config
-from wmtp_train.inputs import open_inputs
-from wmtp_train.models import open_reference
-from wmtp_train.processes import run, start_processes
-from wmtp_train.settings import OptimizerSettings, Settings
+from wmtp_train.data.inputs import load_inputs
+from wmtp_train.engines.deepspeed.engine import build_engine, read_deepspeed_config
+from wmtp_train.ranks.lifecycle import run, start_processes
+from wmtp_train.settings.schema import OptimizerSettings, Settings
 
 
 def gradients(trunk: dict[str, Any], config: Path, micro_batches: list[tuple[Tensor, Tensor, Tensor]]) -> Any:
@@ -31,7 +31,7 @@ def gradients(trunk: dict[str, Any], config: Path, micro_batches: list[tuple[Ten
     policy = build_policy(trunk, 64, horizon)
     engine = build_engine(policy, read_deepspeed_config(config, 2), OptimizerSettings(), 1)
     for input_ids, weights, guessed in micro_batches:
-        guess = GradientGuess(KnownAhead(guessed), torch.ones(horizon))
+        guess = GradientHint(StaticHint(guessed), torch.ones(horizon))
         engine.backward((engine(input_ids, guess=lambda _, guess=guess: guess).ce * weights).sum())
         if not engine.is_gradient_accumulation_boundary():
             engine.step()
@@ -65,7 +65,7 @@ def losses(settings: Settings, batches: list[Batch]) -> dict[str, Any]:
     found = {}
     for sharded in (False, True):
         section = settings.reference.model_copy(update={"sharded": sharded})
-        reference = open_reference(settings.model_copy(update={"reference": section}), tokenizer)
+        reference = load_reference(settings.model_copy(update={"reference": section}), tokenizer)
         found[sharded] = [reference.token_losses(b.input_ids, b.position_ids, b.document_ids) for b in batches]
     return {
         "losses": found,
@@ -98,8 +98,8 @@ class Killed(Exception):
 
 def scores(settings: Settings, folder: Path, shard_rows: int, micro_batch: int, killed_at: int) -> list[list[Any]]:
     """Score in two goes, the first of which is killed at a forward; the rows of each forward of both."""
-    reference = open_reference(settings, load_tokenizer(settings.reference.source))
-    prepared = open_inputs(settings, with_scores=False).train.prepared
+    reference = load_reference(settings, load_tokenizer(settings.reference.source))
+    prepared = load_inputs(settings, with_scores=False).train.prepared
     scoring.SHARD_ROWS = shard_rows
     goes = []
     for limit in (killed_at, sys.maxsize):

@@ -74,7 +74,7 @@ def wait_until(cluster, workplace):
 
 
 def test_a_task_of_srun_is_told_from_a_shell_in_the_same_allocation(cluster):
-    probe = "import os, json; from wmtp_train.slurm import srun_variables as v; print(json.dumps(v(os.environ)))"
+    probe = "import os, json; from wmtp_train.ranks.slurm import srun_variables as v; print(json.dumps(v(os.environ)))"
     shell = '"$0" -c "$1"; srun "$0" -c "$1"'
     allocation = ("salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1")
     alone, *tasks = map(json.loads, cluster.run(*allocation, "sh", "-c", shell, sys.executable, probe).splitlines())

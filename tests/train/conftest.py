@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from wmtp_core import HeadWeighting, TokenSignals, WeightGuess, mtp_targets
+from wmtp_core import HeadWeighting, WeightHint, WeightingInputs, mtp_targets
 from wmtp_models import MtpOutput
 from wmtp_train.algorithms import TRAINERS
 from wmtp_train.data.batch import Batch
-from wmtp_train.settings import Settings
+from wmtp_train.settings.schema import Settings
 from wmtp_train.trainer import BaseWmtpTrainer
 
 HERE = Path(__file__).parent
@@ -23,10 +23,10 @@ sys.path.insert(0, str(HERE))  # for `forked` and its jobs, here and in the proc
 
 
 @pytest.fixture
-def random_micro_batch() -> Callable[..., tuple[Batch, MtpOutput, TokenSignals]]:
+def random_micro_batch() -> Callable[..., tuple[Batch, MtpOutput, WeightingInputs]]:
     """A batch of 3 rows of 9 tokens in documents, with noise of 2 kinds and rewards, and a policy's answer to it."""
 
-    def make(seed: int, horizon: int = 3, step: int = 0) -> tuple[Batch, MtpOutput, TokenSignals]:
+    def make(seed: int, horizon: int = 3, step: int = 0) -> tuple[Batch, MtpOutput, WeightingInputs]:
         draw = torch.Generator().manual_seed(seed)
         shape = (3, 9)
 
@@ -51,7 +51,7 @@ def random_micro_batch() -> Callable[..., tuple[Batch, MtpOutput, TokenSignals]]
         predicted = torch.randint(2, (*shape, horizon), generator=draw)
         targets = mtp_targets(batch.labels, horizon)[0]
         predicted = predicted.where(torch.rand(predicted.shape, generator=draw) < 0.7, targets)  # right now and then
-        signals = TokenSignals(
+        signals = WeightingInputs(
             ce=ce,
             valid=valid,
             step=step,
@@ -69,11 +69,11 @@ def random_micro_batch() -> Callable[..., tuple[Batch, MtpOutput, TokenSignals]]
 class Answers:
     """Stands for an objective whose policy gives known answers to known batches."""
 
-    def __init__(self, micro_batches: list[tuple[Batch, MtpOutput, TokenSignals]], weighting: HeadWeighting) -> None:
+    def __init__(self, micro_batches: list[tuple[Batch, MtpOutput, WeightingInputs]], weighting: HeadWeighting) -> None:
         self.answers = {id(batch): (output, signals) for batch, output, signals in micro_batches}
         self.weighting, self.horizon = weighting, micro_batches[0][2].valid.shape[-1]
 
-    def forward(self, batch: Batch, step: int, predict: bool = False) -> tuple[MtpOutput, TokenSignals]:
+    def forward(self, batch: Batch, step: int, predict: bool = False) -> tuple[MtpOutput, WeightingInputs]:
         return self.answers[id(batch)]
 
 
@@ -110,9 +110,9 @@ class Remembering(HeadWeighting):
 
     def __init__(self, weighting: HeadWeighting) -> None:
         self.weighting = weighting
-        self.seen: list[tuple[TokenSignals, torch.Tensor]] = []
+        self.seen: list[tuple[WeightingInputs, torch.Tensor]] = []
 
-    def compute_head_weights(self, signals: TokenSignals) -> torch.Tensor:
+    def compute_head_weights(self, signals: WeightingInputs) -> torch.Tensor:
         weights = self.weighting.compute_head_weights(signals)
         self.seen.append((signals, weights))
         return weights
@@ -120,7 +120,7 @@ class Remembering(HeadWeighting):
     def selected_counts(self, valid_per_row: torch.Tensor, step: int) -> torch.Tensor:
         return self.weighting.selected_counts(valid_per_row, step)
 
-    def guess_weights(self, signals: TokenSignals) -> WeightGuess | None:
+    def guess_weights(self, signals: WeightingInputs) -> WeightHint | None:
         return self.weighting.guess_weights(signals)
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from wmtp_core import UserError
-from wmtp_train.processes import start_processes
+from wmtp_train.ranks.lifecycle import start_processes
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["wmtp_train.algorithms"])

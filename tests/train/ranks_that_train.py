@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from wmtp_train.algorithms import TRAINERS
-from wmtp_train.settings import Settings
+from wmtp_train.settings.schema import Settings
 
 
 def draw(rank: int, settings: Settings) -> Any:

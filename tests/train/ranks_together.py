@@ -4,7 +4,7 @@ import errno
 import os
 
 from wmtp_core import UserError
-from wmtp_train.together import on_rank_0, together
+from wmtp_train.ranks.collective import run_on_all_ranks, run_on_rank0
 
 FAILURES = {  # ranks that fail → what rank 0 says
     (0,): "it fails: file 0: no space left on device; mend it",
@@ -21,5 +21,5 @@ def fail(rank: int, failing: tuple[int, ...]) -> None:
     def refuse() -> None:
         raise UserError("rank 0 is not reached when all is well")
 
-    together(work, "it fails", "mend it")
-    on_rank_0(refuse, "")
+    run_on_all_ranks(work, "it fails", "mend it")
+    run_on_rank0(refuse, "")

@@ -9,9 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wmtp_models import MtpForCausalLM, ReferenceModel, weights_fingerprint
+from wmtp_train.build_models import build_policy_from_settings
 from wmtp_train.data import TrainLoader, score
-from wmtp_train.inputs import open_inputs
-from wmtp_train.models import open_policy
+from wmtp_train.data.inputs import load_inputs
 
 K = 0.5
 
@@ -30,8 +30,8 @@ def reference_losses(reference, batch):
 
 def oracle_weights(settings, micro_batch, accumulation):
     """rho1-wmtp by the definitions: dense logits, loops over targets, a sort, and plain AdamW."""
-    inputs = open_inputs(settings, with_scores=False)
-    policy = open_policy(settings, inputs.tokenizer, value_head=False).train()
+    inputs = load_inputs(settings, with_scores=False)
+    policy = build_policy_from_settings(settings, inputs.tokenizer, value_head=False).train()
     reference = AutoModelForCausalLM.from_pretrained(settings.reference.source).eval()
     groups = [
         {"params": [p for p in policy.parameters() if p.ndim > 1], "weight_decay": 0.1},
@@ -131,7 +131,7 @@ def test_scores_select_and_teach_what_the_live_reference_does(
 ):
     settings = make_settings(algo="rho1-wmtp", steps=3)
     reference = ReferenceModel.load(settings.reference.source)
-    inputs = open_inputs(settings, with_scores=False)
+    inputs = load_inputs(settings, with_scores=False)
     for name, data in inputs.sets().items():
 
         def losses(batch):

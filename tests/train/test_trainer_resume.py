@@ -16,8 +16,8 @@ from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM
 from wmtp_train.checkpoint import newest_whole_checkpoint, saving
 from wmtp_train.data import score
-from wmtp_train.inputs import open_inputs
-from wmtp_train.objective import Objective
+from wmtp_train.data.inputs import load_inputs
+from wmtp_train.step import Objective
 
 
 def cut_off(finished: Path, folder: Path, step: int) -> None:
@@ -242,7 +242,7 @@ def test_a_run_resumes_only_as_itself(make_trainer, name, changes):
 def test_a_run_resumes_only_with_the_same_scores(make_trainer, make_settings, tiny_home, tmp_path):
     scores = {}
     for computed_in in ("float32", "bfloat16"):
-        for name, data in open_inputs(make_settings(), with_scores=False).sets().items():
+        for name, data in load_inputs(make_settings(), with_scores=False).sets().items():
             score(data.prepared, lambda batch: batch.input_ids / 100, tmp_path / computed_in / name, "r", 0, 1, 4,
                   computed_in=computed_in)  # fmt: skip
         scores[computed_in] = {"source": None, "scores": tmp_path / computed_in}

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import wmtp_core.fused_cross_entropy
+import wmtp_core.losses.fused
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "repeat_interleave"}
 
@@ -83,7 +83,7 @@ def test_a_step_never_waits_for_the_device(make_trainer, monkeypatch, algo, norm
     )
     waits = Waits(monkeypatch)
     trainer.train_step = waits.watch(trainer.train_step)
-    monkeypatch.setattr(wmtp_core.fused_cross_entropy, "_counting_waits", lambda tensor: True)
+    monkeypatch.setattr(wmtp_core.losses.fused, "_counting_waits", lambda tensor: True)
     with torch.compiler.set_stance("force_eager"):
         trainer.train()
     assert len(trainer.objective.weighting.seen) == 3

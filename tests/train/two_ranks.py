@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from conftest import Answers
 from wmtp_core import RandomWeighting, UserError
-from wmtp_train.evaluation import evaluate
-from wmtp_train.processes import first_rank_first
-from wmtp_train.statistics import IntervalStatistics
-from wmtp_train.together import found_by_rank_0
+from wmtp_train.metrics.accumulator import MetricAccumulator
+from wmtp_train.metrics.held_out import evaluate
+from wmtp_train.ranks.collective import run_on_rank0_and_broadcast
+from wmtp_train.ranks.lifecycle import rank0_first
 
 
 def main(folder: Path, rank: int) -> None:
@@ -21,7 +21,7 @@ def main(folder: Path, rank: int) -> None:
     )
     job = torch.load(folder / "jobs.pt", weights_only=False)[rank]
     kinds = ["hex", "shuffled"]
-    statistics = IntervalStatistics(3, kinds, torch.device("cpu"))
+    statistics = MetricAccumulator(3, kinds, torch.device("cpu"))
     for loss in job["losses"]:
         statistics.add(loss)
     found = {"statistics": statistics.read(job["steps"])}
@@ -39,8 +39,8 @@ def main(folder: Path, rank: int) -> None:
         trace.write_text(f"{before}{rank}")
         return before
 
-    found["before_me"] = first_rank_first(note, "the trace")
-    found["of_rank_0"] = found_by_rank_0(lambda: f"found by {rank}", "the rank")
+    found["before_me"] = rank0_first(note, "the trace")
+    found["of_rank_0"] = run_on_rank0_and_broadcast(lambda: f"found by {rank}", "the rank")
     torch.save(found, folder / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

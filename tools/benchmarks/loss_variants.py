@@ -9,11 +9,11 @@ from torch import Tensor
 from benchmarks.peers import PEERS, PerTokenLoss, Unavailable
 from benchmarks.problems import LossProblem
 from wmtp_core import (
-    GradientGuess,
+    GradientHint,
     HeadWeighting,
     Rho1Weighting,
     UniformWeighting,
-    WeightGuess,
+    WeightHint,
     dense_cross_entropy,
     linear_cross_entropy,
     weighted_mtp_loss,
@@ -34,7 +34,7 @@ class LossVariant:
     is_peer: bool = False
     """Somebody else's: where it is wrong or does not run, it is left out and the reason printed."""
 
-    def __call__(self, problem: LossProblem, watch: Callable[[WeightGuess], WeightGuess] | None = None) -> "LossResult":
+    def __call__(self, problem: LossProblem, watch: Callable[[WeightHint], WeightHint] | None = None) -> "LossResult":
         """Fills `problem.hidden.grad` and `problem.weight.grad` anew.
 
         Args:
@@ -47,14 +47,14 @@ class LossVariant:
         loss.backward()
         return LossResult(loss.detach(), weights)
 
-    def _losses(self, problem: LossProblem, watch: Callable[[WeightGuess], WeightGuess] | None) -> Tensor:
+    def _losses(self, problem: LossProblem, watch: Callable[[WeightHint], WeightHint] | None) -> Tensor:
         hidden, weight, targets = problem.hidden, problem.weight, problem.targets.flatten()
         if self.cross_entropy is not None:
             return self.cross_entropy(hidden, weight, targets)
         guess = self.weighting.guess_weights(problem.signals(problem.reference_ce[:0]))
         assert guess is not None, "the rules that are compared can all guess"
         guess = watch(guess) if watch else guess
-        gradient = GradientGuess(guess, 1 / problem.counts.clamp(min=1))
+        gradient = GradientHint(guess, 1 / problem.counts.clamp(min=1))
         return linear_cross_entropy(hidden, weight, targets, guess=gradient)
 
 
@@ -70,7 +70,7 @@ class LossResult:
 class WatchedGuess:
     """A guess that remembers what it said."""
 
-    guess: WeightGuess
+    guess: WeightHint
     said: dict[str, list[Tensor]] = field(default_factory=lambda: {"positions": [], "weights": []})
 
     @property
@@ -97,7 +97,7 @@ def share_guessed_wrong(variant: LossVariant, problem: LossProblem) -> float | N
     """How much of a problem the variant's guess gets wrong; None where it does not guess."""
     watched: list[WatchedGuess] = []
 
-    def watch(guess: WeightGuess) -> WatchedGuess:
+    def watch(guess: WeightHint) -> WatchedGuess:
         watched.append(WatchedGuess(guess))
         return watched[-1]
 

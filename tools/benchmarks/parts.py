@@ -13,11 +13,11 @@ from transformers.utils import ModelOutput
 
 from benchmarks.step_shape import StepShape
 from benchmarks.training import Mark, StepVariant, TrainingStep
-from wmtp_core import HeadWeighting, TokenSignals, WeightGuess
+from wmtp_core import HeadWeighting, WeightHint, WeightingInputs
 from wmtp_models import MtpForCausalLM
 from wmtp_train.data.batch import Batch
-from wmtp_train.data.loader import TrainLoader
-from wmtp_train.data.prepared import PreparedData
+from wmtp_train.data.packed.loader import TrainLoader
+from wmtp_train.data.packed.prepared import PreparedData
 
 PARTS = {
     "data": "#8c8c8c",
@@ -66,10 +66,10 @@ class _MarkedWeighting(HeadWeighting):
     weighting: HeadWeighting
     mark: Mark
 
-    def compute_head_weights(self, signals: TokenSignals) -> Tensor:
+    def compute_head_weights(self, signals: WeightingInputs) -> Tensor:
         return self.weighting.compute_head_weights(signals)
 
-    def guess_weights(self, signals: TokenSignals) -> WeightGuess | None:
+    def guess_weights(self, signals: WeightingInputs) -> WeightHint | None:
         guess = self.weighting.guess_weights(signals)
         assert guess is not None, "the rules that are compared can all guess"
         return _MarkedGuess(guess, self.mark, guess.share)
@@ -77,7 +77,7 @@ class _MarkedWeighting(HeadWeighting):
 
 @dataclass(frozen=True)
 class _MarkedGuess:
-    guess: WeightGuess
+    guess: WeightHint
     mark: Mark
     share: float
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wmtp_core.chunk_of_logits import rows_per_chunk
+from wmtp_core.losses.logits_chunk import rows_per_chunk
 
 PerTokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Hidden states `[N, D]`, unembedding `[V, D]` and targets int64 `[N]` (-100: none) to losses `[N]`."""

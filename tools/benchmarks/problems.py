@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wmtp_core import TokenSignals, mtp_targets, shift_to_heads
+from wmtp_core import WeightingInputs, mtp_targets, shift_to_heads
 
 _DOCUMENT = 32  # positions that are about as hard as each other
 
@@ -47,10 +47,10 @@ class LossProblem:
         """Valid targets of each head, int64 `[H]`."""
         return self.valid.sum(dim=(0, 1))
 
-    def signals(self, ce: Tensor) -> TokenSignals:
+    def signals(self, ce: Tensor) -> WeightingInputs:
         """What a weighting may look at, given detached losses float32 `[B, S, H]`."""
         row_ids = torch.arange(len(self.targets), device=ce.device)
-        return TokenSignals(ce=ce, valid=self.valid, step=0, row_ids=row_ids, reference_ce=self.reference_ce)
+        return WeightingInputs(ce=ce, valid=self.valid, step=0, row_ids=row_ids, reference_ce=self.reference_ce)
 
 
 def make_loss_problem(shape: LossShape, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LossProblem:

@@ -14,7 +14,7 @@ from benchmarks.step_shape import StepShape
 from benchmarks.stopwatch import interleaved
 from benchmarks.training import STEP_VARIANTS, VALUE_COEFFICIENT, StepVariant, TrainingStep
 from wmtp_core import Rho1Weighting, UniformWeighting, dense_cross_entropy, mtp_targets, weighted_mtp_loss
-from wmtp_core.critic import lambda_return_losses
+from wmtp_core.advantages import lambda_return_losses
 
 CHECKED = StepShape(vocab_size=131072, batch=2, length=24, hidden_size=32, layers=2)
 _TINY = StepShape(vocab_size=512, batch=2, length=16, hidden_size=16, layers=2)

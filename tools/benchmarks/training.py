@@ -10,16 +10,16 @@ from torch import Tensor
 from benchmarks.step_shape import StepShape, frequent_and_rare_tokens, small_llama
 from wmtp_core import (
     CriticWeighting,
-    GradientGuess,
+    GradientHint,
     HeadWeighting,
     Rho1Weighting,
-    TokenSignals,
     UniformWeighting,
+    WeightingInputs,
     dense_cross_entropy,
     mtp_targets,
     weighted_mtp_loss,
 )
-from wmtp_core.critic import lambda_return_losses
+from wmtp_core.advantages import lambda_return_losses
 from wmtp_models import MtpForCausalLM, MtpOutput, ReferenceModel
 
 VALUE_COEFFICIENT = 0.1
@@ -55,7 +55,7 @@ class StepResult:
 
     loss: Tensor
     weights: Tensor
-    signals: TokenSignals
+    signals: WeightingInputs
 
 
 class TrainingStep:
@@ -114,7 +114,7 @@ class TrainingStep:
         reference_ce = self.scores if self.reference is None else self._score()
         self.mark("reference")
         row_ids = torch.arange(len(self.input_ids), device=self.input_ids.device)
-        known = TokenSignals(
+        known = WeightingInputs(
             torch.empty(0), self.valid, 0, row_ids, document_ids=self.document_ids, reference_ce=reference_ce
         )
         output = self._dense_losses() if self.variant.dense else self._fused_losses(known)
@@ -136,10 +136,10 @@ class TrainingStep:
         with self.autocast:
             return self.reference.token_losses(self.input_ids, document_ids=self.document_ids)
 
-    def _fused_losses(self, known: TokenSignals) -> MtpOutput:
-        def guess(values: Tensor | None) -> GradientGuess | None:
+    def _fused_losses(self, known: WeightingInputs) -> MtpOutput:
+        def guess(values: Tensor | None) -> GradientHint | None:
             weights = self.variant.weighting.guess_weights(replace(known, values=values))
-            return None if weights is None else GradientGuess(weights, 1 / self.counts.clamp(min=1))
+            return None if weights is None else GradientHint(weights, 1 / self.counts.clamp(min=1))
 
         with self.autocast:
             output: MtpOutput = self.policy(self.input_ids, document_ids=self.document_ids, guess=guess)

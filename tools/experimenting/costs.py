@@ -25,12 +25,12 @@ from benchmarks.step_shape import StepShape
 from benchmarks.stopwatch import clocks, interleaved
 from experimenting.processes import LAUNCHER_VARIABLES
 from experimenting.results import Row
-from wmtp_core import UniformAtFirst
+from wmtp_core import UniformWarmup
 from wmtp_train.algorithms import trainer_class
-from wmtp_train.command_line import load_settings
 from wmtp_train.data.batch import Batch
-from wmtp_train.inputs import training_batches
-from wmtp_train.processes import device, start_processes
+from wmtp_train.data.inputs import training_batches
+from wmtp_train.ranks.lifecycle import device, start_processes
+from wmtp_train.settings.command_line import load_settings
 from wmtp_train.trainer import BaseWmtpTrainer
 
 _COUNTED_STEPS = 3
@@ -92,7 +92,7 @@ def take_step(trainer: BaseWmtpTrainer, batches: Iterator[list[Batch]], number: 
 
 def _warm_up_steps(trainer: BaseWmtpTrainer) -> int:
     rule = trainer.objective.weighting
-    return rule.steps if isinstance(rule, UniformAtFirst) else 0
+    return rule.steps if isinstance(rule, UniformWarmup) else 0
 
 
 def count_flop(operation: Callable[[], Any]) -> int:

@@ -49,7 +49,7 @@ class Passage:
 
 
 def read_passage(held_out: str, content: Any) -> Passage:
-    """Shades a passage as `wmtp_train.passages.marked_passage` describes it.
+    """Shades a passage as `wmtp_train.metrics.annotated_sample.annotate_sample` describes it.
 
     Raises:
         UserError: the content is no such description.

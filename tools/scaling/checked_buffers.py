@@ -15,8 +15,8 @@ from benchmarks.problems import LossShape, make_loss_problem
 from scaling import storage, transient
 from scaling.check import Check
 from scaling.small_model import HORIZON, K_PERCENT, small_model, small_plan
-from wmtp_core.chunk_of_logits import rows_per_chunk
-from wmtp_core.selection import keep_top
+from wmtp_core.losses.logits_chunk import rows_per_chunk
+from wmtp_core.selection import topk_mask
 from wmtp_train.data import PreparedData, score
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def _prepare_loss(shape: LossShape) -> Callable[[], object]:
 
 
 def _prepare_selection(values: int) -> Callable[[], object]:
-    return partial(keep_top, torch.randn(1, values), torch.ones(1, values, dtype=torch.bool), K_PERCENT)
+    return partial(topk_mask, torch.randn(1, values), torch.ones(1, values, dtype=torch.bool), K_PERCENT)
 
 
 def check_files() -> Iterator[Check]:

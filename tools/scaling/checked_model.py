@@ -12,8 +12,8 @@ from scaling import compute, transient
 from scaling.check import Check
 from scaling.small_model import HORIZON, K_PERCENT, LENGTH, LLAMA, ROWS, VOCABULARY, small_model, small_plan
 from scaling.tensors import float_storages, new_bytes
-from wmtp_core import GradientGuess
-from wmtp_core.guesses import KnownAhead
+from wmtp_core import GradientHint
+from wmtp_core.losses.hints import StaticHint
 from wmtp_models import MtpForCausalLM
 
 
@@ -72,7 +72,7 @@ def check_operations() -> Iterator[Check]:
     draw[..., 0] = 0  # head 0 learns everything
     for name, k_percent in (("all learned", None), (f"selected, k = {K_PERCENT}", K_PERCENT)):
         weights = (draw < (k_percent or 1)).float()
-        guess = GradientGuess(KnownAhead(weights), torch.ones(HORIZON))
+        guess = GradientHint(StaticHint(weights), torch.ones(HORIZON))
         with _attention_as_products(), FlopCounterMode(display=False) as counter:
             output = policy(ids, guess=lambda _values, guess=guess: guess)
             (output.ce * weights).sum().backward()

@@ -2,7 +2,7 @@
 
 from scaling.model_size import ModelSize
 from scaling.plan import Plan, Row, Table
-from wmtp_core.selection import share_kept
+from wmtp_core.selection import keep_ratio
 
 
 def layer_forward(model: ModelSize, sequence_length: int) -> float:
@@ -27,7 +27,7 @@ def training_step(model: ModelSize, sequence_length: int, k_percent: float | Non
     later heads but for keys and values.
     """
     once = forward(model, sequence_length)
-    kept = 1.0 if k_percent is None else share_kept(k_percent, model.horizon)
+    kept = 1.0 if k_percent is None else keep_ratio(k_percent, model.horizon)
     skipped = 0.0 if k_percent is None else 1 - k_percent
     saved = (model.horizon - 1) * skipped * 2 * 2 * model.row_sparse_matrices
     return once * (4 if checkpointing else 3) - saved + (1 + 2 * kept) * loss_pass(model)

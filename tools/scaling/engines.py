@@ -6,7 +6,7 @@ from pathlib import Path
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from wmtp_core import UserError
-from wmtp_train.engine import read_deepspeed_config
+from wmtp_train.engines.deepspeed.engine import read_deepspeed_config
 
 FOLDER = Path(__file__).parents[2] / "ds_configs"
 NAMES = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import AutoConfig
 
 from wmtp_core import UserError
-from wmtp_core.chunk_of_logits import rows_per_chunk
+from wmtp_core.losses.logits_chunk import rows_per_chunk
 from wmtp_models import MtpConfig, MtpForCausalLM
-from wmtp_models.decoder import decoder_parts
+from wmtp_models.trunk.parts import trunk_parts
 
 FAMILIES = ("llama", "mistral", "qwen2")
 """Whose layers the formulas of activations and floating-point operations describe: gated MLP, RMSNorm, rotary."""
@@ -67,7 +67,7 @@ def measure_model(trunk_config: dict[str, Any], horizon: int) -> ModelSize:
             policy = MtpForCausalLM(MtpConfig(trunk=trunk, horizon=horizon))
     except Exception as error:  # each architecture refuses in a way of its own
         raise UserError(f"model.config: no model can be built so ({' '.join(str(error).split())}); mend it") from error
-    parts = decoder_parts(policy.causal_lm)
+    parts = trunk_parts(policy.causal_lm)
     head = policy.head_layers.heads[0]
     matrices = {name: module.weight.numel() for name, module in head.named_modules() if isinstance(module, nn.Linear)}
     dense = sum(count for name, count in matrices.items() if name.endswith(_DENSE_IN_BACKWARD))

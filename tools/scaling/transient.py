@@ -5,10 +5,10 @@ kernel with a mask that keeps packed documents apart.
 """
 
 from scaling.plan import Plan
-from wmtp_core.selection import share_kept
+from wmtp_core.selection import keep_ratio
 
 BYTES_PER_COMPARED_VALUE = 34
-"""Of `keep_top`: 9 for a gathered score and its validity, and at most 25 while they are sorted and counted."""
+"""Of `topk_mask`: 9 for a gathered score and its validity, and at most 25 while they are sorted and counted."""
 
 
 def layer_activations(plan: Plan, element: int) -> float:
@@ -40,7 +40,7 @@ def loss_buffers(plan: Plan, element: int) -> float:
     rows = plan.positions * model.horizon
     states = 2 * element * rows * model.hidden_size
     weight = (4 + (element if element < 4 else 0)) * model.vocab_size * model.hidden_size
-    kept = share_kept(plan.k_percent, model.horizon)
+    kept = keep_ratio(plan.k_percent, model.horizon)
     chunk = (1 + kept) * element * min(model.rows_of_logits, rows) * model.vocab_size
     return states + weight + chunk
 

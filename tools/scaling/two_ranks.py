@@ -16,11 +16,11 @@ from scaling.collectives import Collectives
 from scaling.engines import FOLDER, NAMES
 from scaling.small_model import ACCUMULATION, HORIZON, LENGTH, LLAMA, RANKS, ROWS, VOCABULARY
 from scaling.tensors import float_storages, new_bytes
-from wmtp_core.selection import select_top_excess
+from wmtp_core.selection import select_by_excess
 from wmtp_models import build_policy
-from wmtp_train.engine import build_engine, read_deepspeed_config
-from wmtp_train.processes import start_processes
-from wmtp_train.settings import OptimizerSettings
+from wmtp_train.engines.deepspeed.engine import build_engine, read_deepspeed_config
+from wmtp_train.ranks.lifecycle import start_processes
+from wmtp_train.settings.schema import OptimizerSettings
 
 BUCKET = 500_000  # elements, more than the model has
 
@@ -66,7 +66,7 @@ def _rank(rank: int, folder: Path, port: int) -> None:
     seen = {name: _measure_engine(name, folder, rank, collectives) for name in NAMES}
     collectives.begin({})
     ce = torch.rand(ROWS, LENGTH, HORIZON)
-    select_top_excess(ce, torch.rand(ROWS, LENGTH), ce > 0.1, 0.6, group=dist.group.WORLD)
+    select_by_excess(ce, torch.rand(ROWS, LENGTH), ce > 0.1, 0.6, group=dist.group.WORLD)
     if rank == 0:
         engines = {name: vars(measured) for name, measured in seen.items()}
         found = {"engines": engines, "selection": collectives.moved.total()}

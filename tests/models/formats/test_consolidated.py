@@ -127,12 +127,12 @@ def test_to_the_format_and_back_bit_for_bit(tied: bool, make_causal_lm: Make, tm
     assert again.keys() == expected.keys()
     assert all(torch.equal(again[name], expected[name]) for name in expected)
     context = "the context length 64 (readers take 4096)"
-    assert consolidated.left_out(policy) == ["the value head", context]
+    assert consolidated.unsupported_parts(policy) == ["the value head", context]
     policy.remove_value_head()
-    assert consolidated.left_out(policy) == [context]
+    assert consolidated.unsupported_parts(policy) == [context]
     policy.causal_lm.generation_config.eos_token_id = [2, 7]
-    assert consolidated.left_out(policy) == [context, "the settings of generation_config.json"]
-    assert consolidated.left_out(load_wmtp(tmp_path)) == []
+    assert consolidated.unsupported_parts(policy) == [context, "the settings of generation_config.json"]
+    assert consolidated.unsupported_parts(load_wmtp(tmp_path)) == []
 
 
 def test_a_change_of_one_bit_is_seen(make_causal_lm: Make, tmp_path: Path) -> None:

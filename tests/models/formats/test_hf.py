@@ -38,7 +38,7 @@ def test_the_plain_model_comes_out_as_it_went_in(
     assert all(torch.equal(before[name], after[name]) for name in before)
     for name in ("config.json", "generation_config.json"):
         assert (tmp_path / "before" / name).read_text() == (tmp_path / "after" / name).read_text()
-    assert hf.left_out(policy) == ["heads 1 to 2", "the value head"]
+    assert hf.unsupported_parts(policy) == ["heads 1 to 2", "the value head"]
 
 
 def test_transformers_loads_it_without_us(make_causal_lm: Make, input_ids: Tensor, tmp_path: Path) -> None:

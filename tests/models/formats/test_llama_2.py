@@ -5,7 +5,7 @@ from transformers import LlamaConfig
 
 from wmtp_core import UserError
 from wmtp_models import MtpConfig
-from wmtp_models.formats.llama_2 import our_names, policy_config, published_params, require_params
+from wmtp_models.formats.llama_2 import hf_key_map, policy_config, require_params, to_params_json
 
 PATH = Path("params.json")
 
@@ -20,7 +20,7 @@ def test_the_published_7b_model() -> None:
     assert (trunk.num_hidden_layers, trunk.intermediate_size, trunk.num_key_value_heads) == (29, 11008, 32)
     assert (trunk.bos_token_id, trunk.eos_token_id) == (None, None)
     assert (trunk.rms_norm_eps, trunk.vocab_size, trunk.rope_parameters["rope_theta"]) == (1e-5, 32000, 10000.0)
-    assert published_params(policy_config(params, 32000)) == {**params, "vocab_size": 32000}
+    assert to_params_json(policy_config(params, 32000)) == {**params, "vocab_size": 32000}
 
 
 def test_published_params_are_taken() -> None:
@@ -28,7 +28,7 @@ def test_published_params_are_taken() -> None:
     llama_2 |= {"n_layers": 80, "norm_eps": 1e-5, "vocab_size": -1}
     require_params(llama_2, PATH)
     require_params({**llama_2, "n_kv_heads": None, "ffn_dim_multiplier": None, "rope_theta": 500000}, PATH)
-    require_params(published_params(config(num_attention_heads=4)), PATH)
+    require_params(to_params_json(config(num_attention_heads=4)), PATH)
 
 
 @pytest.mark.parametrize(
@@ -64,24 +64,24 @@ def test_the_sizes_of_llama_2_70b() -> None:
 @pytest.mark.parametrize("dim", [32, 96, 4096])
 @pytest.mark.parametrize("size", [1, 48, 85, 256, 1000, 11008, 14336, 28672])
 def test_every_feed_forward_size_can_be_said(dim: int, size: int) -> None:
-    params = published_params(config(hidden_size=dim, num_attention_heads=4, intermediate_size=size))
+    params = to_params_json(config(hidden_size=dim, num_attention_heads=4, intermediate_size=size))
     assert policy_config(params, 64).trunk.intermediate_size == size
 
 
 def test_what_llama_2_did_not_have_is_said_only_where_it_is_needed() -> None:
-    plain = published_params(config(num_attention_heads=4, num_key_value_heads=4))
+    plain = to_params_json(config(num_attention_heads=4, num_key_value_heads=4))
     assert not {"n_kv_heads", "rope_theta"} & plain.keys()
     other = config(
         num_attention_heads=4,
         num_key_value_heads=2,
         rope_parameters={"rope_type": "default", "rope_theta": 5e5},
     )
-    again = policy_config(published_params(other), 64).trunk
+    again = policy_config(to_params_json(other), 64).trunk
     assert (again.num_key_value_heads, again.rope_parameters["rope_theta"]) == (2, 5e5)
 
 
 def test_layers_are_numbered_through_to_head_0_and_later_heads_apart() -> None:
-    names = our_names(config(horizon=3))
+    names = hf_key_map(config(horizon=3))
     inner = "attention.wq.weight"
     assert names[f"layers.1.{inner}"] == "causal_lm.model.layers.1.self_attn.q_proj.weight"
     assert names[f"layers.2.{inner}"] == "causal_lm.model.layers.2.heads.0.self_attn.q_proj.weight"

@@ -137,7 +137,7 @@ def test_low_precision(make_causal_lm: Make, tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_named(make_causal_lm: Make) -> None:
-    assert medusa.left_out(trained(make_causal_lm(), "mlp", value_head=True)) == [
+    assert medusa.unsupported_parts(trained(make_causal_lm(), "mlp", value_head=True)) == [
         "the trunk and head 0 (--format hf is for these)",
         "the value head",
     ]

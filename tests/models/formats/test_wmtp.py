@@ -23,7 +23,7 @@ def test_everything_comes_back(kind: str, family: str, make_causal_lm: Make, tmp
     expected, found = policy.state_dict(), load_wmtp(tmp_path).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
-    assert wmtp.left_out(policy) == []
+    assert wmtp.unsupported_parts(policy) == []
 
 
 def test_other_stop_tokens_are_seen(make_causal_lm: Make, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from wmtp_models import MtpForCausalLM
 from wmtp_models.generation.cache import RaggedCache
-from wmtp_models.generation.greedy import Greedy, PlainDecoder, doubtful
+from wmtp_models.generation.greedy import Greedy, ReferenceDecoder, near_tie
 from wmtp_models.generation.rows import Row
 
 Make = Callable[..., MtpForCausalLM]
@@ -19,12 +19,12 @@ def test_doubt_is_a_margin_relative_to_the_largest_logit(dtype: torch.dtype, uni
     bound = units * torch.finfo(dtype).eps
     near, far = -8 + 4 * bound, -8 + 16 * bound  # the largest is a negative one
     logits = torch.tensor([[-8.0, near, 0.0, 2 * bound], [-8.0, far, 0.0, 16 * bound]])
-    assert doubtful(logits, dtype).tolist() == [True, False]
+    assert near_tie(logits, dtype).tolist() == [True, False]
 
 
 def test_ties_and_nan_are_in_doubt() -> None:
     logits = torch.tensor([[1.0, 1.0, 0.0], [1.0, float("nan"), 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
-    assert doubtful(logits, torch.float32).tolist() == [True, True, True, False]
+    assert near_tie(logits, torch.float32).tolist() == [True, True, True, False]
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def test_verification_differs_from_plain_decoding_by_less_than_doubt(family: str
     together = policy.get_output_embeddings()(torch.cat(pieces, dim=1))[0]  # [60, V]
     plain = []
     policy.get_output_embeddings().register_forward_hook(lambda _module, _args, logits: plain.append(logits[0, -1]))
-    decoder = PlainDecoder(policy.causal_lm)
+    decoder = ReferenceDecoder(policy.causal_lm)
     decoder.next_token(tokens[0].tolist(), prompt_length=4)
     one_by_one = torch.stack(plain)  # [57, V]
     error = (together[3:] - one_by_one).abs().amax(dim=-1) / one_by_one.abs().amax(dim=-1)
@@ -55,7 +55,7 @@ def test_the_plain_decoder_computes_what_transformers_does(family: str, dtype: t
     )
     seen: list[torch.Tensor] = []
     policy.get_output_embeddings().register_forward_hook(lambda _module, _args, logits: seen.append(logits[:, -1]))
-    decoder, sequence = PlainDecoder(policy.causal_lm), expected.sequences[0].tolist()
+    decoder, sequence = ReferenceDecoder(policy.causal_lm), expected.sequences[0].tolist()
     asked = [3, 4, 9, 22]  # in steps, since it is asked now and then only
     assert [decoder.next_token(sequence[:n], 3) for n in asked] == [sequence[n] for n in asked]
     assert decoder.forwards == 20
@@ -64,7 +64,7 @@ def test_the_plain_decoder_computes_what_transformers_does(family: str, dtype: t
 
 
 def test_a_settled_token_decides_how_many_drafts_are_kept(make_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PlainDecoder, "next_token", lambda *_: 2)
+    monkeypatch.setattr(ReferenceDecoder, "next_token", lambda *_: 2)
     choice = Greedy(make_policy().causal_lm, exact=True)
     choice.drafts = torch.tensor([[1, 3]])
     row = Row(0, [0], 1, 9, ())
@@ -93,7 +93,7 @@ def test_the_plain_cache_of_an_ended_row_is_dropped(make_policy: Make) -> None:
 def test_nothing_beyond_the_room_or_after_a_wrong_draft_is_settled(
     make_policy: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PlainDecoder, "next_token", lambda *_: pytest.fail("asked in vain"))
+    monkeypatch.setattr(ReferenceDecoder, "next_token", lambda *_: pytest.fail("asked in vain"))
     choice = Greedy(make_policy().causal_lm, exact=True)
     tie, sure = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])
     logits = torch.stack([torch.stack([sure, tie]), torch.stack([sure, tie])])

@@ -6,7 +6,7 @@ import pytest
 
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, generate
-from wmtp_models.generation.rows import Row, context_length, open_rows
+from wmtp_models.generation.rows import Row, context_length, start_sequences
 
 Make = Callable[..., MtpForCausalLM]
 
@@ -32,14 +32,14 @@ def test_a_row_takes_tokens_up_to_eos_and_limit(tokens: list[int], taken: list[i
 
 def test_a_row_ends_at_the_context(make_policy: Make) -> None:
     policy = make_policy("gpt2", max_position_embeddings=16)
-    assert [row.limit for row in open_rows(policy, [[1] * 3, [1] * 14], 5, ())] == [8, 16]
+    assert [row.limit for row in start_sequences(policy, [[1] * 3, [1] * 14], 5, ())] == [8, 16]
     assert [len(row) for row in generate(policy, [[1] * 15, [1] * 3], 50).sequences] == [16, 16]
 
 
 def test_a_model_without_a_limit_has_none(make_policy: Make) -> None:
     policy = make_policy()
     policy.config.trunk = type("Trunk", (), {"vocab_size": 64})()
-    assert open_rows(policy, [[1]], 10**9, ())[0].limit == 10**9 + 1
+    assert start_sequences(policy, [[1]], 10**9, ())[0].limit == 10**9 + 1
     assert context_length(policy) > 10**18
 
 

@@ -1,11 +1,11 @@
-"""What `wmtp_core.kept_drafts` says of a text that the model decoded is what the decoder kept."""
+"""What `wmtp_core.accepted_drafts` says of a text that the model decoded is what the decoder kept."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from wmtp_core import kept_drafts
+from wmtp_core import accepted_drafts
 from wmtp_models import MtpForCausalLM, generate
 
 
@@ -19,7 +19,7 @@ def test_the_drafts_of_a_decoded_text_are_kept_where_the_decoder_kept_them(
         text = found.sequences[0]
         output = policy(torch.tensor([text]), predict=True)
         assert output.predicted is not None
-        keeps = (kept_drafts(output.predicted)[0].sum(dim=-1) - 1).tolist()  # how many drafts, from each position
+        keeps = (accepted_drafts(output.predicted)[0].sum(dim=-1) - 1).tolist()  # how many drafts, from each position
         position, drafted, kept, forwards = len(prompt) - 1, [0] * 3, [0] * 3, 1
         # The forward of the prompt gives one token and drafts; each later one begins where the one before it ended.
         while (room := len(text) - 1 - (position + 1)) > 0:

@@ -5,7 +5,7 @@ from torch import Tensor
 from benchmarks.equality import WrongResult, check_loss_variant, check_selection
 from benchmarks.loss_variants import RHO1, UNIFORM, LossVariant, loss_variants
 from benchmarks.problems import LossProblem, LossShape, make_loss_problem
-from wmtp_core import LabelledWeighting, TokenSignals, linear_cross_entropy
+from wmtp_core import LabelledWeighting, WeightingInputs, linear_cross_entropy
 
 CPU = torch.device("cpu")
 VARIANTS = loss_variants(CPU)[0]
@@ -52,7 +52,7 @@ def test_a_wrong_loss_is_noticed(problem: LossProblem, cross_entropy: object, me
 
 def test_wrong_uniform_weights_are_noticed(problem: LossProblem) -> None:
     class Half(LabelledWeighting):
-        def compute_head_weights(self, signals: TokenSignals) -> Tensor:
+        def compute_head_weights(self, signals: WeightingInputs) -> Tensor:
             return UNIFORM.compute_head_weights(signals) * (torch.arange(4) < 2)
 
     with pytest.raises(WrongResult, match="not uniform"):

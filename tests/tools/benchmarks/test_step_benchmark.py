@@ -8,7 +8,7 @@ from benchmarks import step_benchmark
 from benchmarks.equality import WrongResult
 from benchmarks.step_shape import StepShape
 from benchmarks.training import STEP_VARIANTS, TrainingStep
-from wmtp_core import Rho1Weighting, TokenSignals, UniformWeighting
+from wmtp_core import Rho1Weighting, UniformWeighting, WeightingInputs
 
 CPU = torch.device("cpu")
 SHAPE = StepShape(vocab_size=300, batch=2, length=24, hidden_size=32, layers=2)
@@ -28,7 +28,7 @@ def test_every_step_has_the_gradients_of_its_dense_form(name: str, dtype: torch.
 
 def test_a_wrong_selection_is_noticed() -> None:
     class Backwards(Rho1Weighting):
-        def compute_head_weights(self, signals: TokenSignals) -> torch.Tensor:
+        def compute_head_weights(self, signals: WeightingInputs) -> torch.Tensor:
             return super().compute_head_weights(replace(signals, ce=-signals.ce))
 
     wrong = replace(STEP_VARIANTS["rho1, scored"], weighting=Backwards())

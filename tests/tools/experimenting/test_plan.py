@@ -8,8 +8,8 @@ import yaml
 from experimenting.plan import Plan, merged, read_plan, reference_settings, require_same_plan, run_settings
 from scaling.model_size import measure_model
 from wmtp_core import UserError
-from wmtp_train.command_line import load_settings
-from wmtp_train.settings import Settings
+from wmtp_train.settings.command_line import load_settings
+from wmtp_train.settings.schema import Settings
 
 PLANS = Path(__file__).parents[3] / "tools/experimenting"
 MINIMAL: dict[str, Any] = {

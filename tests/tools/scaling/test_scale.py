@@ -5,7 +5,7 @@ import pytest
 
 import scale
 from scaling import engines
-from wmtp_train.command_line import load_settings
+from wmtp_train.settings.command_line import load_settings
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/scale.md"

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting, UniformAtFirst
+from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting, UniformWarmup
 
 CONTROLS = ["random", "softmax-excess", "labelled"]
 
@@ -12,7 +12,7 @@ def test_each_wires_its_rule(make_trainer):
     selection = {"k_percent": 0.3, "scope": "sequence", "warmup_steps": 7, "from_head": 0}
     wired = {name: make_trainer(name, algo=name, seed=5, selection=selection) for name in CONTROLS}
     assert {name: trainer.objective.weighting.weighting for name, trainer in wired.items()} == {
-        "random": UniformAtFirst(RandomWeighting(0.3, "sequence", seed=5, group=None, from_head=0), 7),
+        "random": UniformWarmup(RandomWeighting(0.3, "sequence", seed=5, group=None, from_head=0), 7),
         "softmax-excess": SoftmaxExcessWeighting(),
         "labelled": LabelledWeighting(),
     }

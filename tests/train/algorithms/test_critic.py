@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from wmtp_core import CriticWeighting, UniformAtFirst
-from wmtp_train.algorithms.critic import LearnReward
+from wmtp_core import CriticWeighting, UniformWarmup
+from wmtp_train.algorithms.critic import RewardObjective
 from wmtp_train.data.batch import Batch
-from wmtp_train.inputs import training_batches
+from wmtp_train.data.inputs import training_batches
 
 
 def test_it_wires_the_settings_and_a_value_head(make_trainer):
@@ -22,7 +22,7 @@ def test_it_wires_the_settings_and_a_value_head(make_trainer):
     }
     trainer = make_trainer(algo="critic-wmtp", critic=critic)
     warmup_steps = critic.pop("value_warmup_steps")
-    assert trainer.objective.weighting.weighting == UniformAtFirst(CriticWeighting(**critic, group=None), warmup_steps)
+    assert trainer.objective.weighting.weighting == UniformWarmup(CriticWeighting(**critic, group=None), warmup_steps)
     assert trainer.engine.module.value_head is not None
     assert trainer.objective.reference is None
 
@@ -108,7 +108,7 @@ def test_pairs_and_rewards_teach_side_by_side():
         pairs=torch.tensor([[1, 1, -1, -1, 0, 0]]),
     )
     values = torch.tensor([[0.0, 2.0, 0.0, 0.5, 0.25, 0.5]])
-    losses, counts = LearnReward(return_lambda=1.0)(values, batch)
+    losses, counts = RewardObjective(return_lambda=1.0)(values, batch)
     assert counts.tolist() == [[0, 0, 0, 1, 1, 1]]
     ranking = math.log1p(math.exp(-(2.0 - 0.5)))
     assert losses[0].tolist() == pytest.approx([0, 0, 0, ranking, 0.75**2, 0.5**2])

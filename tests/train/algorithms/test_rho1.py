@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 
-from wmtp_core import Rho1Weighting, UniformAtFirst
+from wmtp_core import Rho1Weighting, UniformWarmup
 
 
 def test_it_wires_the_settings_selection_and_a_live_reference(make_trainer):
     selection = {"k_percent": 0.3, "scope": "sequence", "warmup_steps": 7, "from_head": 0}
     trainer = make_trainer(algo="rho1-wmtp", selection=selection)
     rule = Rho1Weighting(0.3, "sequence", group=None, from_head=0)
-    assert trainer.objective.weighting.weighting == UniformAtFirst(rule, 7)
+    assert trainer.objective.weighting.weighting == UniformWarmup(rule, 7)
     assert trainer.objective.reference is not None
     assert trainer.objective.value_objective is None
 

@@ -15,9 +15,9 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor
 
 from wmtp_models import build_policy, train_later_heads
-from wmtp_train.checkpoint import held_by_this_run, load_checkpoint, newest_whole_checkpoint, save_checkpoint
-from wmtp_train.engine import build_engine
-from wmtp_train.settings import OptimizerSettings
+from wmtp_train.checkpoint import load_checkpoint, newest_whole_checkpoint, run_lock, save_checkpoint
+from wmtp_train.engines.deepspeed.engine import build_engine
+from wmtp_train.settings.schema import OptimizerSettings
 
 ROWS = 4  # of a step, over all ranks
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}  # to files, as Python's audit names them
@@ -125,7 +125,7 @@ def save_on_a_small_disk(rank: int, model: dict[str, Any], folder: Path, limited
 
 def hold(rank: int, folder: Path, killed: bool = False) -> str:
     """Hold the folder as a run does, which may end in SIGKILL."""
-    with held_by_this_run(folder):
+    with run_lock(folder):
         if killed:
             os.kill(os.getpid(), signal.SIGKILL)
         return "held"

@@ -8,25 +8,25 @@ from forked import on_ranks
 from jobs import hold
 
 from wmtp_core import UserError
-from wmtp_train.checkpoint import held_by_this_run
+from wmtp_train.checkpoint import run_lock
 
 
 def test_a_folder_is_made_held_and_let_go_without_a_trace(processes, tmp_path):
     folder = tmp_path / "new" / "run"
-    with held_by_this_run(folder):
+    with run_lock(folder):
         assert folder.is_dir()
     assert list(folder.iterdir()) == []
-    with held_by_this_run(folder):
+    with run_lock(folder):
         pass
 
 
 def test_a_second_run_is_refused_by_the_name_of_the_first(processes, tmp_path):
-    with held_by_this_run(tmp_path):
-        with pytest.raises(UserError) as error, held_by_this_run(tmp_path):
+    with run_lock(tmp_path):
+        with pytest.raises(UserError) as error, run_lock(tmp_path):
             pass
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         assert str(error.value).startswith(f"output_dir {tmp_path} is in use by {holder}; ")
-        with pytest.raises(UserError), held_by_this_run(tmp_path):  # the refusal has not taken the lock away
+        with pytest.raises(UserError), run_lock(tmp_path):  # the refusal has not taken the lock away
             pass
 
 
@@ -39,7 +39,7 @@ def test_a_lock_on_a_file_that_the_last_run_has_just_removed_is_no_lock(processe
         flock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", too_late)
-    with held_by_this_run(tmp_path), pytest.raises(UserError), held_by_this_run(tmp_path):
+    with run_lock(tmp_path), pytest.raises(UserError), run_lock(tmp_path):
         pass
 
 
@@ -48,7 +48,7 @@ def test_without_locks_the_run_goes_on_with_a_warning(processes, tmp_path, monke
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", none_here)
-    with held_by_this_run(tmp_path):
+    with run_lock(tmp_path):
         pass
     assert capfd.readouterr().err.startswith(f"warning: the file system of {tmp_path} has no locks; ")
 
@@ -56,20 +56,20 @@ def test_without_locks_the_run_goes_on_with_a_warning(processes, tmp_path, monke
 def test_a_folder_that_cannot_be_written_to_is_one_line(processes, tmp_path, small_disk):
     small_disk(tmp_path / "disk", "ro")
     refusal = r"output_dir .*/run cannot be written to: .*read-only file system; mend it"
-    with pytest.raises(UserError, match=refusal), held_by_this_run(tmp_path / "disk" / "run"):
+    with pytest.raises(UserError, match=refusal), run_lock(tmp_path / "disk" / "run"):
         pass
 
 
 def test_an_error_lets_go(processes, tmp_path):
-    with pytest.raises(ZeroDivisionError), held_by_this_run(tmp_path):
+    with pytest.raises(ZeroDivisionError), run_lock(tmp_path):
         raise ZeroDivisionError
-    with held_by_this_run(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
 @pytest.mark.slow
 def test_a_second_run_of_two_ranks_ends_on_both_and_a_killed_one_frees_the_folder(processes, tmp_path):
-    with held_by_this_run(tmp_path / "run"):
+    with run_lock(tmp_path / "run"):
         line, code = on_ranks(tmp_path, 2, hold, tmp_path / "run")
         assert "is in use by process" in line
         assert code == 2

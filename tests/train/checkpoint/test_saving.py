@@ -9,8 +9,8 @@ from jobs import die_while_saving, go_on, save_on_a_small_disk
 
 from wmtp_core import UserError
 from wmtp_train.checkpoint import newest_checkpoint, save_checkpoint
-from wmtp_train.checkpoint.folder import complete_checkpoints
 from wmtp_train.checkpoint.manifest import find_flaw
+from wmtp_train.checkpoint.retention import complete_checkpoints
 from wmtp_train.checkpoint.saving import versions
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wmtp_train.data.batch import Batch, PackedRows, collate
-from wmtp_train.data.prepared import PreparedData
+from wmtp_train.data.packed.prepared import PreparedData
 
 ROWS = pa.table(
     {

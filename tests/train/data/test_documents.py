@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from wmtp_core.errors import UserError
 from wmtp_train.data.corpus import read_texts
 from wmtp_train.data.documents import noise_kinds, token_noise, tokenise
-from wmtp_train.data.storage import write_arrow
+from wmtp_train.data.packed.storage import write_arrow
 
 Write = Callable[..., Path]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wmtp_core.errors import UserError
-from wmtp_train.data.prepared import PreparedData
+from wmtp_train.data.packed.prepared import PreparedData
 from wmtp_train.data.scores import COLUMN_FILE, FINGERPRINT_FILE, load_scores, partial_folder
 from wmtp_train.data.scoring import score
 

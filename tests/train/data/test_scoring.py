@@ -9,7 +9,7 @@ from torch import Tensor
 from wmtp_core.errors import UserError
 from wmtp_train.data import scoring
 from wmtp_train.data.batch import Batch
-from wmtp_train.data.prepared import PreparedData
+from wmtp_train.data.packed.prepared import PreparedData
 from wmtp_train.data.scores import load_scores
 from wmtp_train.data.scoring import score
 

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wmtp_core.cross_entropy import dense_cross_entropy
 from wmtp_core.errors import UserError
+from wmtp_core.losses.dense import dense_cross_entropy
 from wmtp_core.targets import mtp_targets, shift_to_heads
 
 Scope = Literal["batch", "sequence"]
@@ -38,7 +38,7 @@ def excess_loss(ce: Tensor, reference_ce: Tensor) -> Tensor:
     return ce - shift_to_heads(reference_ce, ce.shape[-1])
 
 
-def top_k_count(valid_count: Tensor, k_percent: float) -> Tensor:
+def num_selected(valid_count: Tensor, k_percent: float) -> Tensor:
     """How many of n targets the top k keeps: `1 + floor(k·(n−1) + 1e-9)`, and 0 of 0. int64, any shape.
 
     That is the size of `{x ≥ quantile(x, 1−k)}` on distinct values.
@@ -47,13 +47,13 @@ def top_k_count(valid_count: Tensor, k_percent: float) -> Tensor:
     return kept.masked_fill(valid_count == 0, 0)
 
 
-def share_kept(k_percent: float, horizon: int, from_head: int = 1) -> float:
+def keep_ratio(k_percent: float, horizon: int, from_head: int = 1) -> float:
     """What part of all predictions is kept: the heads before `from_head` whole, and the top k of each later one."""
     whole = min(from_head, horizon)
     return (whole + (horizon - whole) * k_percent) / horizon
 
 
-def keep_top(scores: Tensor, valid: Tensor, k_percent: float) -> Tensor:
+def topk_mask(scores: Tensor, valid: Tensor, k_percent: float) -> Tensor:
     """Keep the top k of the valid scores of each row, ties by position (lower first).
 
     Args:
@@ -61,17 +61,17 @@ def keep_top(scores: Tensor, valid: Tensor, k_percent: float) -> Tensor:
         valid: bool `[G, n]`.
 
     Returns:
-        bool `[G, n]` with exactly `top_k_count` True per row. No host synchronisation.
+        bool `[G, n]` with exactly `num_selected` True per row. No host synchronisation.
     """
     # A stable sort keeps equal scores in the order of their positions; the running count passes over invalid ones.
     order = scores.argsort(dim=-1, descending=True, stable=True)
     in_order = valid.gather(-1, order)
-    count = top_k_count(valid.sum(dim=-1, keepdim=True), k_percent)  # [G, 1]
+    count = num_selected(valid.sum(dim=-1, keepdim=True), k_percent)  # [G, 1]
     kept_in_order = in_order & (in_order.cumsum(dim=-1) <= count)
     return torch.zeros_like(valid).scatter_(-1, order, kept_in_order)
 
 
-def select_top_scores(
+def select_by_score(
     scores: Tensor,
     valid: Tensor,
     k_percent: float,
@@ -103,7 +103,7 @@ def select_top_scores(
     )  # [B, S, L] of L heads
     selecting = later_valid.shape[-1]
     if scope == "sequence":
-        by_row = keep_top(
+        by_row = topk_mask(
             later_scores.transpose(1, 2).flatten(0, 1), later_valid.transpose(1, 2).flatten(0, 1), k_percent
         )  # [B·L, S]
         later = by_row.view(rows, selecting, length).transpose(1, 2)  # [B, S, L]
@@ -111,7 +111,7 @@ def select_top_scores(
         all_scores, all_valid, start = _gather_over_ranks(
             later_scores.permute(2, 0, 1).flatten(1), later_valid.permute(2, 0, 1).flatten(1), group
         )  # [L, R·B·S]
-        by_head = keep_top(all_scores, all_valid, k_percent)[:, start : start + rows * length]
+        by_head = topk_mask(all_scores, all_valid, k_percent)[:, start : start + rows * length]
         later = by_head.view(selecting, rows, length).permute(1, 2, 0)  # [B, S, L]
     return torch.cat([valid[..., :from_head], later], dim=-1).float()
 
@@ -128,7 +128,7 @@ def _gather_over_ranks(scores: Tensor, valid: Tensor, group: dist.ProcessGroup |
     return both[0], both[1].bool(), rank * scores.shape[-1]
 
 
-def select_top_excess(
+def select_by_excess(
     ce: Tensor,
     reference_ce: Tensor,
     valid: Tensor,
@@ -143,13 +143,13 @@ def select_top_excess(
         ce: float32 `[B, S, H]`.
         reference_ce: float32 `[B, S]`, indexed by target position.
         valid: bool `[B, S, H]`.
-        k_percent, scope, group, from_head: see `select_top_scores`.
+        k_percent, scope, group, from_head: see `select_by_score`.
 
     Returns:
         float32 `[B, S, H]` of 0 and 1, without gradient.
     """
     with torch.no_grad():
-        return select_top_scores(excess_loss(ce, reference_ce), valid, k_percent, scope, group, from_head)
+        return select_by_score(excess_loss(ce, reference_ce), valid, k_percent, scope, group, from_head)
 
 
 def compute_rho1_stats(weights: Tensor, valid_mask: Tensor) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ def compute_mtp_selective_weights(
         ce = dense_cross_entropy(policy_logits, targets)  # [B, S, H]
         next_tokens, _ = mtp_targets(labels, 1, attention_mask)  # [B, S, 1]
         reference_ce = torch.nn.functional.pad(dense_cross_entropy(ref_logits, next_tokens[..., 0])[:, :-1], (1, 0))
-        weights = select_top_excess(ce, reference_ce, valid, k_percent)
+        weights = select_by_excess(ce, reference_ce, valid, k_percent)
         excess = excess_loss(ce, reference_ce)
         stats = compute_rho1_stats(weights, valid)
         for h in range(1, horizon):

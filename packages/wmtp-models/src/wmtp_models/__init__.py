@@ -1,13 +1,13 @@
 """Multi-token heads on any Hugging Face decoder, reference models and the value head."""
 
 from wmtp_models.config import MtpConfig
-from wmtp_models.freezing import train_later_heads
 from wmtp_models.generation import Generation, Sampling, TextStream, encode_prompt, generate, stop_tokens
-from wmtp_models.heads import HeadLayers
+from wmtp_models.heads.parallel import HeadLayers
 from wmtp_models.loading import build_policy, load_causal_lm, load_policy, load_tokenizer, load_wmtp
-from wmtp_models.lora import add_adapters, merge_adapters
-from wmtp_models.mtp import MtpForCausalLM, MtpOutput
+from wmtp_models.policy import MtpForCausalLM, MtpOutput
 from wmtp_models.reference import ReferenceModel, require_same_tokenizer, weights_fingerprint
+from wmtp_models.training.freezing import train_later_heads
+from wmtp_models.training.lora import add_adapters, merge_adapters
 from wmtp_models.value_head import ValueHead
 
 __all__ = [

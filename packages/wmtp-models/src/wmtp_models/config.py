@@ -5,7 +5,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from wmtp_core import UserError
-from wmtp_models.state_heads import LAYER, require_head_kind
+from wmtp_models.heads.medusa import LAYER, require_head_kind
 
 
 class MtpConfig(PreTrainedConfig):

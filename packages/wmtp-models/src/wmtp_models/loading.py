@@ -16,9 +16,9 @@ from transformers import (
 from wmtp_core import UserError
 from wmtp_models.config import MtpConfig
 from wmtp_models.formats import consolidated
-from wmtp_models.mtp import MtpForCausalLM
-from wmtp_models.sources import load_weights, locate, one_line, read_config
-from wmtp_models.state_heads import LAYER
+from wmtp_models.heads.medusa import LAYER
+from wmtp_models.hf_loading import load_weights, one_line, read_config, resolve_source
+from wmtp_models.policy import MtpForCausalLM
 
 
 def load_policy(
@@ -155,7 +155,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     Raises:
         UserError: nothing there, or a slow one.
     """
-    place, gguf = locate(source)
+    place, gguf = resolve_source(source)
     mend = "put one there with save_pretrained"
     if not gguf and Path(source).is_dir() and not any(Path(source).glob("tokenizer*")):
         raise UserError(f"no tokenizer in {source}: {mend}")  # transformers 5.0 would make one up

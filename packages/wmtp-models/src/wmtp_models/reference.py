@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from wmtp_core import UserError, linear_cross_entropy, mtp_targets
-from wmtp_models.decoder import decoder_parts, require_wrappable
 from wmtp_models.formats import consolidated
+from wmtp_models.hf_loading import resolve_source
 from wmtp_models.loading import load_causal_lm, load_tokenizer
-from wmtp_models.packed import complete_layout
-from wmtp_models.sources import locate
+from wmtp_models.trunk.packing_layout import infer_layout
+from wmtp_models.trunk.parts import require_wrappable, trunk_parts
 
 
 class ReferenceModel(nn.Module):
@@ -48,7 +48,7 @@ class ReferenceModel(nn.Module):
         if policy_tokenizer is not None:
             require_same_tokenizer(policy_tokenizer, load_tokenizer(source), source)
         reference = cls(load_causal_lm(source, dtype))
-        vocab_size = decoder_parts(reference.causal_lm).unembedding.out_features
+        vocab_size = trunk_parts(reference.causal_lm).unembedding.out_features
         if policy_vocab_size not in (None, vocab_size):
             raise UserError(
                 f"the reference {source} has a vocabulary of {vocab_size} tokens, the policy one of "
@@ -68,12 +68,12 @@ class ReferenceModel(nn.Module):
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """As `token_losses`, which is what one calls; this is what ZeRO-3 hooks into where the reference is sharded."""
-        position_ids, document_ids = complete_layout(position_ids, document_ids, attention_mask)
+        position_ids, document_ids = infer_layout(position_ids, document_ids, attention_mask)
         targets, _ = mtp_targets(input_ids, 1, attention_mask, document_ids)  # [B, S, 1]
         hidden = self.causal_lm.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).last_hidden_state  # [B, S, D]
-        weight = decoder_parts(self.causal_lm).unembedding.weight
+        weight = trunk_parts(self.causal_lm).unembedding.weight
         ce = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten()).view_as(input_ids)
         return nn.functional.pad(ce[:, :-1], (1, 0))  # from the position that predicts to the token predicted
 
@@ -138,7 +138,7 @@ def weights_fingerprint(source: str | Path) -> str:
     Raises:
         UserError: neither a GGUF file nor a folder with weights and what describes them.
     """
-    place, gguf = locate(source)
+    place, gguf = resolve_source(source)
     folder = Path(place)
     files = [folder / name for name in gguf.values()]
     if not files and consolidated.is_folder(folder):

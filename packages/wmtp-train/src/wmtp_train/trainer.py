@@ -10,24 +10,24 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from tqdm import tqdm
 
 from wmtp_core import HeadWeighting
-from wmtp_train.agreement import require_same_inputs
-from wmtp_train.checkpoint import RunCheckpoints, held_by_this_run, identity
+from wmtp_train.atomic_io import write_json
+from wmtp_train.build_models import build_policy_from_settings, load_reference
+from wmtp_train.checkpoint import RunCheckpoints, identity, run_lock
+from wmtp_train.checkpoint.final_model import save_results
 from wmtp_train.checkpoint.rng import reseed
 from wmtp_train.data.batch import Batch
-from wmtp_train.durable import write_json
-from wmtp_train.engine import backward_and_step, build_engine, read_deepspeed_config
-from wmtp_train.evaluation import evaluate
-from wmtp_train.inputs import held_out_batches, open_inputs, open_tokenizer, training_batches
-from wmtp_train.models import open_policy, open_reference
-from wmtp_train.monitor import Monitor
-from wmtp_train.objective import Objective, StepCounts, ValueObjective
-from wmtp_train.passages import marked_passage, most_varied
-from wmtp_train.processes import device, expect_steps, refuse_alike, seed_everything, stop_if_asked
-from wmtp_train.results import save_results
-from wmtp_train.settings import Settings
-from wmtp_train.signals import Interrupted
-from wmtp_train.statistics import IntervalStatistics
-from wmtp_train.together import on_rank_0, together
+from wmtp_train.data.inputs import held_out_batches, load_inputs, tokenizer_from_settings, training_batches
+from wmtp_train.engines.deepspeed.engine import backward_and_step, build_engine, read_deepspeed_config
+from wmtp_train.metrics.accumulator import MetricAccumulator
+from wmtp_train.metrics.annotated_sample import annotate_sample, pick_sample
+from wmtp_train.metrics.held_out import evaluate
+from wmtp_train.metrics.tensorboard import Monitor
+from wmtp_train.ranks.collective import run_on_all_ranks, run_on_rank0
+from wmtp_train.ranks.consistency import check_inputs_match
+from wmtp_train.ranks.lifecycle import device, fail_on_all_ranks, raise_if_preempted, seed_everything, set_step_timeout
+from wmtp_train.ranks.preemption import Interrupted
+from wmtp_train.settings.schema import Settings
+from wmtp_train.step import LossNormalizers, Objective, ValueObjective
 
 
 class BaseWmtpTrainer:
@@ -52,29 +52,29 @@ class BaseWmtpTrainer:
     ) -> None:
         self.settings = settings
         self.rank, self.world, self.device = dist.get_rank(), dist.get_world_size(), device()
-        self.deepspeed_config = config = together(
+        self.deepspeed_config = config = run_on_all_ranks(
             lambda: read_deepspeed_config(settings.deepspeed_config, self.world), "deepspeed_config"
         )
         self.micro_batch: int = config["train_micro_batch_size_per_gpu"]
         self.accumulation: int = config["gradient_accumulation_steps"]
         self.rows_per_step = self.micro_batch * self.accumulation * self.world
 
-        tokenizer = open_tokenizer(settings)
+        tokenizer = tokenizer_from_settings(settings)
         seed_everything(settings.seed)
-        self.policy = policy = together(
-            lambda: open_policy(settings, tokenizer, value_head=value_objective is not None),
+        self.policy = policy = run_on_all_ranks(
+            lambda: build_policy_from_settings(settings, tokenizer, value_head=value_objective is not None),
             f"model {settings.model.source}",
             "mend that, and start again",
         )
-        self.inputs = open_inputs(settings, uses_reference, policy.config.trunk.vocab_size)
+        self.inputs = load_inputs(settings, uses_reference, policy.config.trunk.vocab_size)
         if value_objective and not (self.inputs.train.prepared.has_rewards or self.inputs.train.prepared.has_pairs):
-            refuse_alike(
+            fail_on_all_ranks(
                 "critic-wmtp needs rows with a `reward`, or with `chosen` and `rejected`; data.train has neither"
             )
         reference = None
         if uses_reference and settings.reference.scores is None:
-            reference = open_reference(settings, self.inputs.tokenizer, policy.config.trunk.vocab_size)
-        require_same_inputs(self.inputs, settings, policy, reference)
+            reference = load_reference(settings, self.inputs.tokenizer, policy.config.trunk.vocab_size)
+        check_inputs_match(self.inputs, settings, policy, reference)
         self.monitor: Monitor | None = None
         self.step = 0
         self.consumed_rows = 0
@@ -84,7 +84,9 @@ class BaseWmtpTrainer:
         horizon = settings.model.horizon
         if settings.normalize_by == "selected":
             nothing = torch.zeros(1, horizon, dtype=torch.int64)
-            together(lambda: weighting.selected_counts(nothing, settings.steps), "normalize_by")  # refuses now or never
+            run_on_all_ranks(
+                lambda: weighting.selected_counts(nothing, settings.steps), "normalize_by"
+            )  # refuses now or never
         self.objective = Objective(
             policy,
             weighting,
@@ -94,7 +96,7 @@ class BaseWmtpTrainer:
             settings.normalize_by,
             horizon,
         )
-        self.statistics = IntervalStatistics(horizon, self.inputs.train.prepared.kinds, self.device)
+        self.statistics = MetricAccumulator(horizon, self.inputs.train.prepared.kinds, self.device)
 
     @cached_property
     def engine(self) -> DeepSpeedEngine:
@@ -117,10 +119,10 @@ class BaseWmtpTrainer:
             Interrupted: a stop signal came; what was trained is in a checkpoint.
         """
         checkpoints = self.checkpoints  # with the engine, which may refuse its configuration before anything is written
-        with held_by_this_run(self.settings.output_dir):
+        with run_lock(self.settings.output_dir):
             self.step, self.consumed_rows = checkpoints.resume()
             resumed_at = self.step
-            expect_steps(self.engine.data_parallel_group)
+            set_step_timeout(self.engine.data_parallel_group)
             try:
                 return self.run_steps()
             except Interrupted as stop:
@@ -135,7 +137,7 @@ class BaseWmtpTrainer:
         """The steps that are left, evaluations and checkpoints among them, and the end of the run."""
         settings, is_first = self.settings, self.rank == 0
         content = settings.model_dump(mode="json")
-        on_rank_0(lambda: write_json(settings.output_dir / "settings.json", content), "the settings cannot be saved")
+        run_on_rank0(lambda: write_json(settings.output_dir / "settings.json", content), "the settings cannot be saved")
         sets = list(self.inputs.evaluate)
         self.monitor = Monitor(settings.output_dir / "tensorboard", is_first, self.step + 1, sets)
         tokens_per_step = self.rows_per_step * settings.data.sequence_length
@@ -151,7 +153,7 @@ class BaseWmtpTrainer:
         ) as progress:
             self.interval_start, self.interval_steps = time.perf_counter(), 0
             while self.step < settings.steps:
-                stop_if_asked()
+                raise_if_preempted()
                 self.train_step()
                 progress.update(tokens_per_step)
                 if self._is_due(settings.log_every):
@@ -180,7 +182,7 @@ class BaseWmtpTrainer:
         self.consumed_rows += self.rows_per_step
         self.interval_steps += 1
 
-    def forward_backward(self, batch: Batch, counts: StepCounts) -> None:
+    def forward_backward(self, batch: Batch, counts: LossNormalizers) -> None:
         """Add one micro-batch's gradient; the engine takes the optimizer step after the last of them."""
         loss = self.objective.loss(batch, self.step, counts)
         # The engine averages over ranks and micro-batches; the loss is a share of a sum over them.
@@ -230,8 +232,8 @@ class BaseWmtpTrainer:
         """The final model, its held-out figures and a passage of text marked by what each head keeps."""
         passages = {}
         for name, held_out in self.inputs.evaluate.items():
-            batch = most_varied(held_out_batches(held_out, self.settings, self.micro_batch))
-            passages[name] = marked_passage(
+            batch = pick_sample(held_out_batches(held_out, self.settings, self.micro_batch))
+            passages[name] = annotate_sample(
                 self.objective, batch, self.step, self.inputs.tokenizer, held_out.prepared.kinds
             )
         save_results(self.engine, self.inputs.tokenizer, self.settings.output_dir, figures, passages)
@@ -240,7 +242,7 @@ class BaseWmtpTrainer:
 
     def _monitor(self, figures: dict[str, float]) -> None:
         if monitor := self.monitor:
-            on_rank_0(
+            run_on_rank0(
                 lambda: monitor.write(figures, self.step), f"{self.settings.output_dir}/tensorboard is broken off"
             )
 

@@ -17,11 +17,11 @@ from transformers import GenerationConfig
 
 from wmtp_core import UserError
 from wmtp_models.config import MtpConfig
-from wmtp_models.formats.comparing import head_logits, require_equal, require_same_weights
-from wmtp_models.formats.llama_2 import our_names, policy_config, published_params, require_params, turned
-from wmtp_models.mtp import MtpForCausalLM
-from wmtp_models.sources import load_complete, one_line
-from wmtp_models.state_heads import LAYER
+from wmtp_models.formats.llama_2 import hf_key_map, permute_rope, policy_config, require_params, to_params_json
+from wmtp_models.formats.roundtrip import head_logits, require_equal, require_same_weights
+from wmtp_models.heads.medusa import LAYER
+from wmtp_models.hf_loading import from_pretrained_strict, one_line
+from wmtp_models.policy import MtpForCausalLM
 
 PARAMS, WEIGHTS = "params.json", "consolidated.pth"
 _DERIVED = "rope.freqs"  # a table of Llama 2's that its other numbers give
@@ -52,18 +52,20 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> MtpForCausalLM:
     output = weights.get("output.weight")
     if output is not None and output.data_ptr() == embedding.data_ptr():
         weights["output.weight"] = output.clone()  # one matrix in the file, and two in a model that knows no tying
-    names = our_names(config)
-    state = {names.get(name, name): turned(names.get(name, name), tensor, config) for name, tensor in weights.items()}
-    policy: MtpForCausalLM = load_complete(
+    names = hf_key_map(config)
+    state = {
+        names.get(name, name): permute_rope(names.get(name, name), tensor, config) for name, tensor in weights.items()
+    }
+    policy: MtpForCausalLM = from_pretrained_strict(
         MtpForCausalLM, None, folder, PARAMS, config=config, state_dict=state, dtype=dtype or embedding.dtype
     )
     return policy
 
 
-def left_out(policy: MtpForCausalLM) -> list[str]:
+def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     """What the format has no place for."""
     trunk = policy.config.trunk
-    again = policy_config(published_params(policy.config), trunk.vocab_size).trunk
+    again = policy_config(to_params_json(policy.config), trunk.vocab_size).trunk
     context, assumed = trunk.max_position_embeddings, again.max_position_embeddings
     generation = policy.causal_lm.generation_config
     parts = {
@@ -84,9 +86,9 @@ def save(policy: MtpForCausalLM, folder: Path) -> None:
     config = policy.config
     state = {name: weight for name, weight in policy.state_dict().items() if not name.startswith("value_head.")}
     _require_llama_2(config, state)
-    theirs = {ours: name for name, ours in our_names(config).items()}
-    weights = {theirs[name]: turned(name, weight, config, back=True) for name, weight in state.items()}
-    (folder / PARAMS).write_text(json.dumps(published_params(config), indent=2))
+    theirs = {ours: name for name, ours in hf_key_map(config).items()}
+    weights = {theirs[name]: permute_rope(name, weight, config, back=True) for name, weight in state.items()}
+    (folder / PARAMS).write_text(json.dumps(to_params_json(config), indent=2))
     try:
         torch.save(weights, folder / WEIGHTS)
     except RuntimeError as error:  # its way to say that the disk is full
@@ -127,7 +129,7 @@ def _require_llama_2(config: MtpConfig, state: dict[str, Tensor]) -> None:
         f"its rotary embedding is {rope}": rope != "default",
     }
     if not any(reasons.values()):
-        without = sorted(state.keys() - set(our_names(config).values()))
+        without = sorted(state.keys() - set(hf_key_map(config).values()))
         reasons = {f"it has {', '.join(without[:1])}": bool(without)}
         reasons["its heads are not hidden_size / num_attention_heads wide"] = (
             trunk.head_dim * trunk.num_attention_heads != trunk.hidden_size

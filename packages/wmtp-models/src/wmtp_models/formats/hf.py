@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from wmtp_models.formats.comparing import probe, require_equal, require_same_generation, require_same_weights
-from wmtp_models.mtp import MtpForCausalLM
+from wmtp_models.formats.roundtrip import probe, require_equal, require_same_generation, require_same_weights
+from wmtp_models.policy import MtpForCausalLM
 
 
-def left_out(policy: MtpForCausalLM) -> list[str]:
+def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     """A plain model predicts one token."""
     heads = [f"heads 1 to {policy.config.horizon - 1}"] if policy.config.horizon > 1 else []
     return heads if policy.value_head is None else [*heads, "the value head"]

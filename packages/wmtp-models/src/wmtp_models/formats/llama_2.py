@@ -83,7 +83,7 @@ def policy_config(params: dict[str, Any], vocab_size: int) -> MtpConfig:
     return MtpConfig(trunk=trunk, horizon=horizon)
 
 
-def published_params(config: MtpConfig) -> dict[str, Any]:
+def to_params_json(config: MtpConfig) -> dict[str, Any]:
     """What params.json says of such a configuration; what has a default there only where it differs."""
     trunk = config.trunk
     params = {
@@ -119,7 +119,7 @@ def _feed_forward_params(dim: int, size: int) -> dict[str, Any]:
     return {"multiple_of": 1, "ffn_dim_multiplier": multiplier}
 
 
-def our_names(config: MtpConfig) -> dict[str, str]:
+def hf_key_map(config: MtpConfig) -> dict[str, str]:
     """Our name of every weight by its name there."""
     last = config.trunk.num_hidden_layers - 1
     layers = {f"layers.{i}": f"causal_lm.model.layers.{i}" for i in range(last)}
@@ -129,7 +129,7 @@ def our_names(config: MtpConfig) -> dict[str, str]:
     return {**_SHARED, **inner}
 
 
-def turned(name: str, weight: Tensor, config: MtpConfig, back: bool = False) -> Tensor:
+def permute_rope(name: str, weight: Tensor, config: MtpConfig, back: bool = False) -> Tensor:
     """Query and key rows in transformers' order of a head's dimensions, or back in the format's; others as they are."""
     heads = {
         "q_proj.weight": config.trunk.num_attention_heads,

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from wmtp_core import UserError
-from wmtp_models.decoder import decoder_parts
-from wmtp_models.formats.comparing import head_logits, probe, require_close, require_same_weights
-from wmtp_models.mtp import MtpForCausalLM
+from wmtp_models.formats.roundtrip import head_logits, probe, require_close, require_same_weights
+from wmtp_models.policy import MtpForCausalLM
+from wmtp_models.trunk.parts import trunk_parts
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def left_out(policy: MtpForCausalLM) -> list[str]:
+def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     """The heads stand beside a model that is loaded from elsewhere."""
     trunk = "the trunk and head 0 (--format hf is for these)"
     return [trunk] if policy.value_head is None else [trunk, "the value head"]
@@ -43,7 +43,7 @@ def save(policy: MtpForCausalLM, folder: Path) -> None:
         raise UserError(f"medusa holds heads of the kinds mlp and linear, and {reason}: export to wmtp")
     save_file(_weights(policy), folder / WEIGHTS, metadata={"format": "pt"})
     mlp = policy.config.head_kind == "mlp"
-    unembedding = decoder_parts(policy.causal_lm).unembedding
+    unembedding = trunk_parts(policy.causal_lm).unembedding
     config = {
         "model_type": "medusa",
         "architectures": ["MedusaModel"],
@@ -86,7 +86,7 @@ def check(policy: MtpForCausalLM, folder: Path) -> str:
 
 @torch.no_grad()
 def _weights(policy: MtpForCausalLM) -> dict[str, Tensor]:
-    unembedding = decoder_parts(policy.causal_lm).unembedding.weight.detach()
+    unembedding = trunk_parts(policy.causal_lm).unembedding.weight.detach()
     weights: dict[str, Tensor] = {}
     for i, head in enumerate(policy.state_heads):
         layer: Any = head.layer

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from wmtp_models.formats.comparing import head_logits, require_equal, require_same_generation, require_same_weights
-from wmtp_models.mtp import MtpForCausalLM
+from wmtp_models.formats.roundtrip import head_logits, require_equal, require_same_generation, require_same_weights
+from wmtp_models.policy import MtpForCausalLM
 
 
-def left_out(policy: MtpForCausalLM) -> list[str]:
+def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     """Nothing."""
     return []
 

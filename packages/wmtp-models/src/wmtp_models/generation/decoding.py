@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from wmtp_core import UserError
-from wmtp_models.decoder import decoder_parts
 from wmtp_models.generation.cache import RaggedCache
 from wmtp_models.generation.greedy import Greedy
 from wmtp_models.generation.result import Generation
-from wmtp_models.generation.rows import Row, context_length, open_rows
+from wmtp_models.generation.rows import Row, context_length, start_sequences
 from wmtp_models.generation.sampling import Sampler, Sampling
-from wmtp_models.mtp import MtpForCausalLM
+from wmtp_models.policy import MtpForCausalLM
+from wmtp_models.trunk.parts import trunk_parts
 
 
 class Choice(Protocol):
@@ -71,11 +71,11 @@ def generate(
             policy in training mode, or one whose positions depend on the length of the text (longrope).
     """
     _require_steady(policy)
-    live = open_rows(policy, prompts, max_new_tokens, eos_token_ids)
+    live = start_sequences(policy, prompts, max_new_tokens, eos_token_ids)
     later_heads = policy.config.horizon - 1
     result = Generation([row.tokens for row in live], [0] * later_heads, [0] * later_heads)
     choice: Choice = Greedy(policy.causal_lm, exact) if sampling is None else Sampler(sampling, policy.device)
-    unembedding = decoder_parts(policy.causal_lm).unembedding
+    unembedding = trunk_parts(policy.causal_lm).unembedding
     cache = RaggedCache(len(live), policy.device)
     fed, lengths = _pad_left(live, policy.device)
     choice.draft(torch.empty(len(live), 0, unembedding.out_features, device=policy.device))

@@ -24,7 +24,7 @@ class Greedy:
         self.drafts = torch.empty(0)
         self._causal_lm = causal_lm
         self._exact = exact
-        self._plain: dict[int, PlainDecoder] = {}
+        self._plain: dict[int, ReferenceDecoder] = {}
 
     def draft(self, logits: Tensor) -> None:
         """Propose tokens from the later heads' logits, `[B, d, V]`."""
@@ -44,7 +44,7 @@ class Greedy:
         self._plain = {number: plain for number, plain in self._plain.items() if number in going}
         chosen = logits.argmax(dim=-1)  # [B, d + 1]
         if self._exact:
-            for b, place in doubtful(logits, self._causal_lm.dtype).nonzero().tolist():
+            for b, place in near_tie(logits, self._causal_lm.dtype).nonzero().tolist():
                 row, before = rows[b], self.drafts[b, :place]
                 if place < row.room and torch.equal(chosen[b, :place], before):
                     chosen[b, place] = self._settle(row, before.tolist())
@@ -53,7 +53,7 @@ class Greedy:
 
     def _settle(self, row: Row, drafts: list[int]) -> int:
         if row.number not in self._plain:
-            self._plain[row.number] = PlainDecoder(self._causal_lm)
+            self._plain[row.number] = ReferenceDecoder(self._causal_lm)
         plain = self._plain[row.number]
         before = plain.forwards
         token = plain.next_token(row.tokens + drafts, row.prompt_length)
@@ -61,7 +61,7 @@ class Greedy:
         return token
 
 
-def doubtful(logits: Tensor, dtype: torch.dtype) -> Tensor:
+def near_tie(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """Where the argmax over `[..., V]` may hang on rounding in a model of this dtype; bool `[...]`."""
     units = _DOUBTFUL_IN_HALF if dtype.itemsize == 2 else _DOUBTFUL
     best = logits.topk(2, dim=-1).values  # [..., 2]
@@ -69,7 +69,7 @@ def doubtful(logits: Tensor, dtype: torch.dtype) -> Tensor:
     return ~(best[..., 0] - best[..., 1] > bound)  # NaN is in doubt too
 
 
-class PlainDecoder:
+class ReferenceDecoder:
     """The plain model on one prompt alone: the prompt in one forward, then token by token, in transformers' own cache.
 
     These are the forwards of `generate(prompt, do_sample=False)`, of the same shapes and so equal to the bit.

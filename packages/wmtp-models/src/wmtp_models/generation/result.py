@@ -16,7 +16,7 @@ class Generation:
         new_tokens: how many tokens follow the prompts, in all.
         forwards: how often the trunk ran over the batch, the forward of the prompts included.
         row_forwards: the same, counted once for every row that was still on its way.
-        replays: forwards of the plain model over one row, which settled doubtful tokens.
+        replays: forwards of the plain model over one row, which settled near_tie tokens.
     """
 
     sequences: list[list[int]]

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from wmtp_core import UserError
-from wmtp_models.mtp import MtpForCausalLM
+from wmtp_models.policy import MtpForCausalLM
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Row:
         return new
 
 
-def open_rows(
+def start_sequences(
     policy: MtpForCausalLM, prompts: Sequence[Sequence[int]], max_new_tokens: int, eos_token_ids: Collection[int]
 ) -> list[Row]:
     """A row for each prompt.

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedTokenizerFast
 
-from wmtp_models.mtp import MtpForCausalLM
+from wmtp_models.policy import MtpForCausalLM
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -11,10 +11,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     Nothing for an empty text.
     """
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [*document_start(tokenizer), *tokens] if text else []
+    return [*bos_prefix(tokenizer), *tokens] if text else []
 
 
-def document_start(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def bos_prefix(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """What stands before every document, in training as in decoding: the BOS of a tokenizer that puts one."""
     return [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
 

@@ -1,8 +1,8 @@
-"""Controls for honest experiments: what selection by excess loss is held against. See wmtp_core.controls."""
+"""Controls for honest experiments: what selection by excess loss is held against. See wmtp_core.weighting.controls."""
 
-from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting, UniformAtFirst
-from wmtp_train.processes import refuse_alike, world_group
-from wmtp_train.settings import Settings
+from wmtp_core import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting, UniformWarmup
+from wmtp_train.ranks.lifecycle import fail_on_all_ranks, world_group
+from wmtp_train.settings.schema import Settings
 from wmtp_train.trainer import BaseWmtpTrainer
 
 
@@ -12,7 +12,7 @@ class RandomTrainer(BaseWmtpTrainer):
     def __init__(self, settings: Settings) -> None:
         rule = settings.selection
         weighting = RandomWeighting(rule.k_percent, rule.scope, settings.seed, world_group(), rule.from_head)
-        super().__init__(settings, UniformAtFirst(weighting, rule.warmup_steps))
+        super().__init__(settings, UniformWarmup(weighting, rule.warmup_steps))
 
 
 class SoftmaxExcessTrainer(BaseWmtpTrainer):
@@ -28,4 +28,4 @@ class LabelledTrainer(BaseWmtpTrainer):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, LabelledWeighting())
         if not self.inputs.train.prepared.kinds:
-            refuse_alike("labelled needs rows with `noise`: [[start, end, kind], …]; data.train has none")
+            fail_on_all_ranks("labelled needs rows with `noise`: [[start, end, kind], …]; data.train has none")

@@ -3,7 +3,7 @@
 Paper: the advantage is Schulman et al., arXiv 1506.02438, equations 9 and 16; the ranking loss Ouyang et al.,
 arXiv 2203.02155, equation 1; `transform: exp` Peng et al., arXiv 1910.00177.
 Formula: w[b,t,:] = n · softmax over the n valid heads of (V_{t+h+1} − discount·V_{t+h}) / temperature.
-Where: wmtp_core.weighting.CriticWeighting, wmtp_core.critic; the value head is part of the policy.
+Where: wmtp_core.weighting.rule.CriticWeighting, wmtp_core.advantages; the value head is part of the policy.
 """
 
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wmtp_core import CriticWeighting, UniformAtFirst
-from wmtp_core.critic import lambda_return_losses, ranking_losses
+from wmtp_core import CriticWeighting, UniformWarmup
+from wmtp_core.advantages import lambda_return_losses, ranking_losses
 from wmtp_train.data.batch import Batch
-from wmtp_train.processes import world_group
-from wmtp_train.settings import Settings
+from wmtp_train.ranks.lifecycle import world_group
+from wmtp_train.settings.schema import Settings
 from wmtp_train.trainer import BaseWmtpTrainer
 
 
 @dataclass(frozen=True)
-class LearnReward:
+class RewardObjective:
     """Ranking of chosen over rejected texts, and regression on λ-returns where documents have a reward."""
 
     return_lambda: float
@@ -53,6 +53,6 @@ class CriticWmtpTrainer(BaseWmtpTrainer):
         )
         super().__init__(
             settings,
-            UniformAtFirst(weighting, critic.value_warmup_steps),
-            value_objective=LearnReward(critic.return_lambda),
+            UniformWarmup(weighting, critic.value_warmup_steps),
+            value_objective=RewardObjective(critic.return_lambda),
         )

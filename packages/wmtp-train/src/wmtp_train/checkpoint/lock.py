@@ -13,20 +13,20 @@ from typing import IO
 import torch.distributed as dist
 
 from wmtp_core import UserError
-from wmtp_train.together import together
+from wmtp_train.ranks.collective import run_on_all_ranks
 
 _NAME = ".lock"
 
 
 @contextmanager
-def held_by_this_run(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Makes `folder` where it is missing and holds it. Every rank must enter.
 
     Raises:
         UserError: another run holds it, or it cannot be written to.
     """
     first = dist.get_rank() == 0
-    file = together(
+    file = run_on_all_ranks(
         lambda: _acquire(folder) if first else None,
         f"output_dir {folder} cannot be written to",
         "mend it, or choose another output_dir",

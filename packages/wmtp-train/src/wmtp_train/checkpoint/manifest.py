@@ -13,20 +13,20 @@ from typing import Any
 import torch.distributed as dist
 
 from wmtp_core import UserError
-from wmtp_train.checkpoint.folder import complete_checkpoints, set_aside
-from wmtp_train.durable import sync, write_json
-from wmtp_train.together import describe, from_rank_0, gather, on_rank_0, together
+from wmtp_train.atomic_io import sync, write_json
+from wmtp_train.checkpoint.retention import complete_checkpoints, quarantine
+from wmtp_train.ranks.collective import all_gather_object, broadcast_object, describe, run_on_all_ranks, run_on_rank0
 
 _NAME = "manifest.json"
 
 
 def write_manifest(folder: Path) -> None:
     """Describe every file in `folder`, each on the disk by then. Every rank must call it, when all have written."""
-    names = from_rank_0(sorted(_files(folder)))
+    names = broadcast_object(sorted(_files(folder)))
     what = f"checkpoint {folder} cannot be saved"
-    described = together(lambda: {name: _describe_file(folder / name) for name in _share(names)}, what)
-    files = {name: about for shares in gather(described) for name, about in shares.items()}
-    on_rank_0(lambda: write_json(folder / _NAME, files), what)
+    described = run_on_all_ranks(lambda: {name: _describe_file(folder / name) for name in _share(names)}, what)
+    files = {name: about for shares in all_gather_object(described) for name, about in shares.items()}
+    run_on_rank0(lambda: write_json(folder / _NAME, files), what)
 
 
 def newest_whole_checkpoint(folder: Path) -> Path | None:
@@ -39,27 +39,27 @@ def newest_whole_checkpoint(folder: Path) -> Path | None:
     """
     damaged: list[Path] = []
     flaw = ""
-    for path in reversed(from_rank_0(complete_checkpoints(folder))):
+    for path in reversed(broadcast_object(complete_checkpoints(folder))):
         flaw = find_flaw(path)
         if not flaw:
             for other in damaged:
-                on_rank_0(partial(set_aside, other), f"checkpoint {other} cannot be set aside")
+                run_on_rank0(partial(quarantine, other), f"checkpoint {other} cannot be set aside")
             return path
         damaged.append(path)
         if dist.get_rank() == 0:
             print(f"warning: checkpoint {path} is damaged: {flaw}; looking for the one before", file=sys.stderr)
     if damaged:
-        on_rank_0(lambda: _refuse(damaged, flaw), "")
+        run_on_rank0(lambda: _refuse(damaged, flaw), "")
     return None
 
 
 def find_flaw(folder: Path) -> str:
     """What is not as it was saved, the same on every rank; empty if nothing. Every rank must call it."""
-    files = from_rank_0(_read_manifest(folder) if dist.get_rank() == 0 else None)
+    files = broadcast_object(_read_manifest(folder) if dist.get_rank() == 0 else None)
     if isinstance(files, str):
         return files
     flaws = [_flaw_of_file(folder / name, files[name]) for name in _share(sorted(files))]
-    return "; ".join(flaw for share in gather([flaw for flaw in flaws if flaw]) for flaw in share)
+    return "; ".join(flaw for share in all_gather_object([flaw for flaw in flaws if flaw]) for flaw in share)
 
 
 def _files(folder: Path) -> set[str]:

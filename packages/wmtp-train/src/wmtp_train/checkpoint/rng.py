@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from wmtp_train.checkpoint.writing import write_tensors
+from wmtp_train.engines.deepspeed.writer import write_tensors
 
 
 def save_rng(folder: Path) -> None:

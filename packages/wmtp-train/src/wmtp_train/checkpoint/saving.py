@@ -11,12 +11,12 @@ import torch.distributed as dist
 from deepspeed.runtime.engine import DeepSpeedEngine
 
 from wmtp_core import UserError
-from wmtp_train.checkpoint.folder import checkpoint_name, rotate
+from wmtp_train.atomic_io import commit_dir, partial_of, remove_partials, write_json
 from wmtp_train.checkpoint.manifest import write_manifest
+from wmtp_train.checkpoint.retention import checkpoint_name, rotate
 from wmtp_train.checkpoint.rng import save_rng
-from wmtp_train.checkpoint.writing import postponed_failures
-from wmtp_train.durable import partial_of, publish_folder, sweep_partials, write_json
-from wmtp_train.together import describe, from_rank_0, on_rank_0, together
+from wmtp_train.engines.deepspeed.writer import deferred_write_errors
+from wmtp_train.ranks.collective import broadcast_object, describe, run_on_all_ranks, run_on_rank0
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "wmtp-core", "wmtp-models", "wmtp-train")
 
@@ -37,7 +37,7 @@ def save_checkpoint(
         UserError: a rank cannot write; what it wrote is removed, and the checkpoints before are as they were.
     """
     path = folder / checkpoint_name(step)
-    if from_rank_0(path.is_dir()):
+    if broadcast_object(path.is_dir()):
         return
     partial, what = partial_of(path), f"checkpoint {path} cannot be saved"
     about = {
@@ -48,17 +48,17 @@ def save_checkpoint(
         "versions": versions(),
     }
     try:
-        on_rank_0(lambda: _make(partial), what)
-        with postponed_failures(engine) as failures:
+        run_on_rank0(lambda: _make(partial), what)
+        with deferred_write_errors(engine) as failures:
             engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
-        together(lambda: _finish_rank(failures, partial), what)
-        on_rank_0(lambda: write_json(partial / "run.json", about), what)
+        run_on_all_ranks(lambda: _finish_rank(failures, partial), what)
+        run_on_rank0(lambda: write_json(partial / "run.json", about), what)
         write_manifest(partial)
-        on_rank_0(lambda: publish_folder(partial, path), what)
+        run_on_rank0(lambda: commit_dir(partial, path), what)
     except UserError:  # rank 0 alone raises it, when every rank has stopped writing
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    on_rank_0(lambda: _rotate(path, keep, best_by), "")
+    run_on_rank0(lambda: _rotate(path, keep, best_by), "")
 
 
 def versions() -> dict[str, str]:
@@ -68,7 +68,7 @@ def versions() -> dict[str, str]:
 
 def _make(partial: Path) -> None:
     partial.parent.mkdir(parents=True, exist_ok=True)
-    sweep_partials(partial.parent, "step_*")
+    remove_partials(partial.parent, "step_*")
     partial.mkdir()
 
 

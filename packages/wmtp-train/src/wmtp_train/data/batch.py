@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from wmtp_train.data.prepared import PreparedData
+from wmtp_train.data.packed.prepared import PreparedData
 
 
 @dataclass

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
 from wmtp_core.errors import UserError
-from wmtp_models.generation.text import document_start
+from wmtp_models.generation.text import bos_prefix
 
 
 def noise_kinds(texts: datasets.Dataset) -> list[str]:
@@ -46,7 +46,7 @@ def tokenise(
         batched=True,
         batch_size=256,
         remove_columns=texts.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "bos": document_start(tokenizer), "kinds": kinds},
+        fn_kwargs={"tokenizer": tokenizer, "bos": bos_prefix(tokenizer), "kinds": kinds},
         num_proc=num_proc,
         cache_file_name=str(cache_file),
         load_from_cache_file=False,

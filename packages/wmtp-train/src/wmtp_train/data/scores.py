@@ -7,8 +7,8 @@ from pathlib import Path
 import datasets
 
 from wmtp_core.errors import UserError
-from wmtp_train.data.prepared import PreparedData
-from wmtp_train.data.storage import open_arrow
+from wmtp_train.data.packed.prepared import PreparedData
+from wmtp_train.data.packed.storage import open_arrow
 
 COLUMN_FILE = "reference_ce.arrow"
 FINGERPRINT_FILE = "fingerprint.json"
@@ -20,7 +20,7 @@ def partial_folder(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def made_with(folder: Path) -> dict[str, str]:
+def read_fingerprint(folder: Path) -> dict[str, str]:
     """The fingerprint in a score folder: "corpus", "tokenizer", "packing", "reference", "dtype" and "computed_in".
 
     Raises UserError where it is broken.
@@ -31,9 +31,9 @@ def made_with(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder / FINGERPRINT_FILE}: damaged: {REMEDY}") from error
 
 
-def require_same(folder: Path, wanted: Mapping[str, str]) -> None:
+def check_fingerprint(folder: Path, wanted: Mapping[str, str]) -> None:
     """Raises UserError for the first part of the fingerprint in `folder` that is not the wanted one."""
-    stored = made_with(folder)
+    stored = read_fingerprint(folder)
     for part, value in wanted.items():
         if stored.get(part) != value:
             raise UserError(
@@ -58,5 +58,5 @@ def load_scores(path: str | Path, prepared: PreparedData, reference_fingerprint:
             "name another one, such as `python launch/score.py` makes"
         )
     reference = {} if reference_fingerprint is None else {"reference": reference_fingerprint}
-    require_same(path, prepared.fingerprint | reference)
+    check_fingerprint(path, prepared.fingerprint | reference)
     return open_arrow(path / COLUMN_FILE, len(prepared.rows), REMEDY)

@@ -15,12 +15,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wmtp_core.errors import UserError
+from wmtp_train.atomic_io import write_json
 from wmtp_train.data.batch import Batch, PackedRows
-from wmtp_train.data.prepared import PreparedData
-from wmtp_train.data.scores import COLUMN_FILE, FINGERPRINT_FILE, load_scores, made_with, partial_folder, require_same
-from wmtp_train.data.storage import publish, write_arrow
-from wmtp_train.durable import write_json
-from wmtp_train.together import describe, gather
+from wmtp_train.data.packed.prepared import PreparedData
+from wmtp_train.data.packed.storage import publish, write_arrow
+from wmtp_train.data.scores import (
+    COLUMN_FILE,
+    FINGERPRINT_FILE,
+    check_fingerprint,
+    load_scores,
+    partial_folder,
+    read_fingerprint,
+)
+from wmtp_train.ranks.collective import all_gather_object, describe
 
 SHARD_ROWS = 512
 
@@ -55,7 +62,7 @@ def score(
     wanted = prepared.fingerprint | {"reference": reference_fingerprint, "dtype": dtype, "computed_in": computed_in}
     if output.is_dir() and any(output.iterdir()):
         load_scores(output, prepared, reference_fingerprint)
-        require_same(output, wanted)
+        check_fingerprint(output, wanted)
         return
     partial = partial_folder(output)
     with _writing(output):
@@ -64,7 +71,7 @@ def score(
             aside = partial / f"{FINGERPRINT_FILE}.{rank}"
             write_json(aside, wanted)
             aside.rename(partial / FINGERPRINT_FILE)
-    require_same(partial, wanted)
+    check_fingerprint(partial, wanted)
 
     owed = [shard for shard in list(_shards(prepared))[rank::world] if not _shard_file(partial, shard).is_file()]
     total = sum(len(shard) for shard in owed)
@@ -118,7 +125,7 @@ def _batches(prepared: PreparedData, shard: range, micro_batch: int) -> Iterator
 def _idle_batches(owed: list[range], micro_batch: int) -> int:
     """How many batches the busiest process owes beyond this one's."""
     mine = sum(-(-len(shard) // micro_batch) for shard in owed)
-    return max(gather(mine)) - mine
+    return max(all_gather_object(mine)) - mine
 
 
 def _finite(losses: Tensor, batch: Batch) -> np.ndarray:
@@ -159,7 +166,7 @@ def _join(prepared: PreparedData, partial: Path, output: Path) -> None:
     complete = partial / "complete"
     complete.mkdir(exist_ok=True)
     write_arrow(complete / COLUMN_FILE, (pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files))
-    write_json(complete / FINGERPRINT_FILE, made_with(partial))
+    write_json(complete / FINGERPRINT_FILE, read_fingerprint(partial))
     publish(complete, output)
     shutil.rmtree(partial)
 

@@ -1,0 +1,43 @@
+"""What heads predict: their most probable tokens, and which of these a decoder would keep."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from wmtp_core.losses.logits_chunk import rows_per_chunk
+from wmtp_core.targets import shift_to_heads
+
+
+@torch.no_grad()
+def linear_argmax(hidden: Tensor, weight: Tensor) -> Tensor:
+    """The most probable token of every row, without ever holding more than a chunk of `hidden @ weight.T`.
+
+    Args:
+        hidden: `[N, D]`, normed hidden states.
+        weight: `[V, D]`, the unembedding.
+
+    Returns:
+        int64 `[N]`, in 0 … V−1.
+    """
+    return torch.cat([(rows @ weight.T).argmax(dim=-1) for rows in hidden.split(rows_per_chunk(weight))])
+
+
+def accepted_drafts(predicted: Tensor) -> Tensor:
+    """Which drafts greedy self-speculative decoding would keep, if it began at every position of a given text.
+
+    After the tokens ≤ t of the text, head h ≥ 1 drafts the token at t+h+1. Head 0 verifies it from the tokens ≤ t+h of
+    the text (teacher forcing), and it is kept if that is head 0's choice too and all drafts before it were kept:
+    kept[t, h] = Π_{j=1..h} [predicted[t, j] = predicted[t+j, 0]] (arXiv 2404.19737, section 3.2). A forward then gives
+    1 + Σ_{h≥1} kept[t, h] tokens. On a text that the model itself decoded greedily, this is what the decoder kept at
+    the positions where its forwards began; other texts take other turns than the model would.
+
+    Args:
+        predicted: int64 `[B, S, H]`, every head's most probable token.
+
+    Returns:
+        bool `[B, S, H]`; True for head 0, whose token needs no verification, and False where t+h lies beyond the row.
+        Where it lies in another document the comparison has no meaning: count valid targets alone.
+    """
+    # [t, h] of what head 0 predicts at t+h: the shift is one less than that of targets.
+    verifying = shift_to_heads(pad(predicted[..., 0], (1, 0)), predicted.shape[-1], fill=-1)[:, :-1]
+    return (predicted == verifying).long().cumprod(dim=-1).bool()

@@ -1,0 +1,1 @@
+"""How much each prediction is worth: a rule in each file."""

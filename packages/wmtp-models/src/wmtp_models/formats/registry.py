@@ -1,0 +1,23 @@
+"""The formats that a model can be exported to."""
+
+from pathlib import Path
+from typing import Protocol
+
+from wmtp_models.formats import consolidated, hf, medusa, wmtp
+from wmtp_models.policy import MtpForCausalLM
+
+
+class Format(Protocol):
+    """What a module of this folder offers."""
+
+    def unsupported_parts(self, policy: MtpForCausalLM) -> list[str]:
+        """What parts of a model the format has no place for."""
+
+    def save(self, policy: MtpForCausalLM, folder: Path) -> None:
+        """Write all the rest into an empty folder, or raise a `UserError`."""
+
+    def check(self, policy: MtpForCausalLM, folder: Path) -> str:
+        """Read it back and compare; says what was equal, or raises a `UserError`."""
+
+
+FORMATS: dict[str, Format] = {"hf": hf, "wmtp": wmtp, "medusa": medusa, "consolidated": consolidated}

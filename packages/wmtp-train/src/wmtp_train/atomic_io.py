@@ -1,0 +1,63 @@
+"""Files and folders that are on the disk whole or not at all, whatever is killed and whenever the power fails."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def partial_of(path: Path) -> Path:
+    """The hidden name beside `path` under which it is made."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` aside, have it on the disk, and give it its name by a rename."""
+    partial = partial_of(path)
+    try:
+        with partial.open("w") as file:
+            json.dump(content, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def commit_dir(partial: Path, folder: Path) -> None:
+    """Give the finished folder `partial`, whose files are on the disk, its name; an older `folder` makes way."""
+    sync(partial)
+    old = _hide(folder)
+    os.replace(partial, folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_dir(folder: Path) -> None:
+    """Remove a folder, if it is there, so that a kill meanwhile leaves nothing half under its name."""
+    shutil.rmtree(_hide(folder), ignore_errors=True)
+
+
+def _hide(folder: Path) -> Path:
+    hidden = partial_of(folder.with_name(f"{folder.name}.discarded"))
+    shutil.rmtree(hidden, ignore_errors=True)
+    if folder.is_dir():
+        os.replace(folder, hidden)
+    return hidden
+
+
+def remove_partials(folder: Path, pattern: str) -> None:
+    """Remove what a kill left half-made of the names that match `pattern`."""
+    for left in folder.glob(f".{pattern}.partial"):
+        shutil.rmtree(left)
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's entries, on the disk: a power cut keeps renames and loses data."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,5 +1,0 @@
-"""Benchmarks of a finished model: HumanEval, and whatever lm-eval knows."""
-
-from wmtp_train.benchmarks.running import require_benchmarks, run_benchmarks
-
-__all__ = ["require_benchmarks", "run_benchmarks"]

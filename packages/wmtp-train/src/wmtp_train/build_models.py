@@ -1,0 +1,90 @@
+"""The models of a run: the policy that learns, and the reference that it is compared with."""
+
+import deepspeed
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from wmtp_core import UserError
+from wmtp_models import (
+    MtpForCausalLM,
+    ReferenceModel,
+    add_adapters,
+    build_policy,
+    load_policy,
+    train_later_heads,
+)
+from wmtp_train.ranks.collective import run_on_all_ranks
+from wmtp_train.ranks.lifecycle import device, fail_on_all_ranks
+from wmtp_train.settings.schema import Settings
+
+
+def build_policy_from_settings(
+    settings: Settings, tokenizer: PreTrainedTokenizerFast, value_head: bool
+) -> MtpForCausalLM:
+    """The policy that `model.source` or `model.config` names, float32 on the CPU, the same on every rank.
+
+    Raises:
+        UserError: neither is set, the source cannot be wrapped, or its vocabulary is smaller than the tokenizer's.
+    """
+    model = settings.model
+    if model.source is not None:
+        policy = load_policy(model.source, model.horizon, value_head, head_kind=model.head_kind)
+    elif model.config is not None:
+        policy = build_policy(
+            model.config, len(tokenizer), model.horizon, value_head, settings.seed, head_kind=model.head_kind
+        )
+    else:
+        raise UserError(
+            "neither model.source nor model.config is set; name a model, or give a configuration to start one"
+        )
+    vocabulary = policy.config.trunk.vocab_size
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {vocabulary}; "
+            "data.tokenizer must be the model's own"
+        )
+    longest = getattr(policy.config.trunk, "max_position_embeddings", None)
+    if longest is not None and settings.data.sequence_length > longest:
+        raise UserError(
+            f"data.sequence_length is {settings.data.sequence_length}, and the model has positions for {longest}; "
+            "shorten the rows, or raise max_position_embeddings in model.config"
+        )
+    policy.config.value_gradient_to_trunk = settings.critic.gradient_to_trunk
+    if model.train == "heads":
+        train_later_heads(policy)
+    elif model.train == "lora":
+        add_adapters(policy, model.lora_rank, model.lora_alpha)
+    if model.gradient_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy
+
+
+def load_reference(
+    settings: Settings, tokenizer: PreTrainedTokenizerFast, policy_vocab_size: int | None = None
+) -> ReferenceModel:
+    """The reference that `reference.source` names, frozen, where this process computes: whole, or this process's part.
+
+    Where `reference.sharded` is set, every process must ask for losses equally often.
+
+    Raises:
+        UserError: no source is set, or its vocabulary or tokenizer is not the policy's.
+    """
+    reference = settings.reference
+    if reference.source is None:
+        fail_on_all_ranks(
+            f"{settings.algo} compares with a reference: set reference.source to a model, "
+            "or reference.scores to what launch/score.py wrote"
+        )
+    source = reference.source
+    model = run_on_all_ranks(
+        lambda: ReferenceModel.load(source, getattr(torch, reference.dtype), policy_vocab_size, tokenizer),
+        f"reference {source}",
+        "mend that, and start again",
+    )
+    if not reference.sharded:
+        return model.to(device())
+    # Without an optimizer, ZeRO-3 leaves every process its part of each parameter, and hooks on the modules that gather
+    # the whole around their forward. DeepSpeed wants to hear a batch size; parameters keep the dtype that they have.
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    deepspeed.initialize(model=model, config=config, dist_init_required=False)
+    return model

@@ -1,0 +1,58 @@
+"""The folder of a run's checkpoints: their names and which of them stay."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+from wmtp_train.atomic_io import remove_dir
+
+PREFIX = "step_"
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return f"{PREFIX}{step:08d}"
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that were made current and not set aside, oldest first."""
+    named = (path for path in folder.glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}\d{{8,}}", path.name))
+    return sorted(named, key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint of the highest step in `folder`, or None."""
+    complete = complete_checkpoints(folder)
+    return complete[-1] if complete else None
+
+
+def rotate(folder: Path, keep: int, best_by: str | None) -> None:
+    """Remove all but the `keep` newest checkpoints and those of the best figure; the newest must be whole and on disk.
+
+    Args:
+        best_by: the held-out figure, as saved with the checkpoints, whose lowest value is never removed.
+    """
+    complete = complete_checkpoints(folder)
+    figures = {path: _figure(path, best_by) for path in complete} if best_by else {}
+    best = min(filter(math.isfinite, figures.values()), default=None)
+    for old in complete[:-keep]:
+        if best is None or figures[old] != best:
+            remove_dir(old)
+
+
+def quarantine(path: Path) -> None:
+    """Take a damaged checkpoint out of the count, for a person to look at; nothing of it is removed."""
+    aside = path.with_name(f"{path.name}.damaged")
+    remove_dir(aside)
+    os.replace(path, aside)
+
+
+def _figure(path: Path, name: str) -> float:
+    """A checkpoint's figure; infinite where it was saved without, or is damaged."""
+    try:
+        about = json.loads((path / "run.json").read_bytes())
+    except (OSError, ValueError):  # of JSON and of UTF-8
+        return math.inf
+    return about.get("figures", {}).get(name, math.inf)

@@ -1,0 +1,170 @@
+"""Prepared data: a corpus, tokenised and packed once, in an Arrow folder that is found again by its content."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerFast
+
+from wmtp_core.errors import UserError
+from wmtp_train.atomic_io import write_json
+from wmtp_train.data.corpus import read_texts
+from wmtp_train.data.documents import noise_kinds, tokenise
+from wmtp_train.data.files import describe, expand
+from wmtp_train.data.packed.packing import pack, packing_fingerprint
+from wmtp_train.data.packed.storage import open_arrow, publish, write_arrow
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Packed rows and what is known of them.
+
+    `rows` has the columns that `packing.pack` names; `fingerprint` the SHA-256 (hex) of "corpus", "tokenizer" and
+    "packing"; `kinds[k - 1]` is the name of noise kind k; `tokens` counts the tokens without the padding.
+    """
+
+    path: Path
+    rows: datasets.Dataset
+    fingerprint: dict[str, str]
+    sequence_length: int
+    kinds: list[str]
+    documents: int
+    tokens: int
+    max_token_id: int
+
+    @property
+    def has_rewards(self) -> bool:
+        """Whether some document has a reward."""
+        return "rewards" in self.rows.column_names
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether some documents are the chosen and rejected texts of a pair."""
+        return "pairs" in self.rows.column_names
+
+    @staticmethod
+    def load(path: str | Path) -> "PreparedData":
+        """Opens a folder that `prepare` wrote, memory-mapped. Raises UserError where it is missing, damaged or none."""
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(f"prepared data {path}: no such folder: make it with `python launch/prepare.py`")
+        if not (path / "manifest.json").is_file():
+            raise UserError(
+                f"prepared data {path}: no manifest.json, so `python launch/prepare.py` did not write this folder: "
+                "name the one that it printed"
+            )
+        remedy = "remove the folder, and it is made again"
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            rows = open_arrow(path / "rows.arrow", manifest.pop("rows"), remedy)
+            return PreparedData(path=path, rows=rows, **manifest)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"prepared data {path}: its manifest.json is damaged or of an older version: {remedy}"
+            ) from error
+
+
+def prepare(
+    files: Iterable[str | Path],
+    tokenizer: PreTrainedTokenizerFast,
+    tokenizer_path: str | Path,
+    sequence_length: int,
+    seed: int,
+    cache_dir: str | Path,
+    num_proc: int | None = None,
+    vocab_size: int | None = None,
+) -> PreparedData:
+    """Tokenises and packs corpus files (paths or globs) into `cache_dir`, or opens what an earlier call left there.
+
+    The content of the files, the tokenizer and the packing decide, never names or dates. Any number of processes may
+    call it at once: each writes aside, the first to rename wins. `tokenizer_path` is for messages; `vocab_size` is the
+    model's. Raises UserError for whatever is wrong with the corpus (`files`, `corpus`), the tokenizer or the lengths.
+    """
+    paths = expand(files)
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"tokenizer {tokenizer_path}: not a fast tokenizer, so it knows no character offsets: convert it"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer {tokenizer_path}: it has no EOS token to end documents with: set its eos_token")
+    fingerprint = {
+        "packing": packing_fingerprint(sequence_length, seed),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "corpus": _corpus_fingerprint(paths),
+    }
+    folder = prepared_folder(cache_dir, fingerprint)
+    if not folder.is_dir():
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=cache_dir, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as aside:
+            publish(_build(Path(aside), paths, tokenizer, sequence_length, seed, fingerprint, num_proc), folder)
+    prepared = PreparedData.load(folder)
+    if vocab_size is not None and prepared.max_token_id >= vocab_size:
+        raise UserError(
+            f"tokenizer {tokenizer_path}: it makes token id {prepared.max_token_id} of this corpus, but the model's "
+            f"vocabulary ends at {vocab_size - 1}: use the model's own tokenizer"
+        )
+    return prepared
+
+
+def prepared_folder(cache_dir: str | Path, fingerprint: dict[str, str]) -> Path:
+    """Where the data set of that fingerprint is, or will be."""
+    name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(cache_dir) / name
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 (hex) of what decides the tokens of a text; the truncation and padding of the last call do not."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps([backend, special], sort_keys=True).encode()).hexdigest()
+
+
+def _corpus_fingerprint(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(path.suffix.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _build(
+    aside: Path,
+    paths: list[Path],
+    tokenizer: PreTrainedTokenizerFast,
+    sequence_length: int,
+    seed: int,
+    fingerprint: dict[str, str],
+    num_proc: int | None,
+) -> Path:
+    """Writes the whole data set under `aside` and returns the folder to publish; the rest of `aside` is scaffolding."""
+    write_arrow(aside / "texts.arrow", read_texts(paths))
+    texts = datasets.Dataset.from_file(str(aside / "texts.arrow"))
+    kinds = noise_kinds(texts)
+    documents = tokenise(texts, tokenizer, kinds, aside / "documents.arrow", num_proc)
+    table = documents.with_format("arrow")[:]
+    lengths = pc.list_value_length(table["input_ids"]).to_numpy()
+    if not np.any(lengths > np.maximum(table["masked"].to_numpy(), 1)):
+        raise UserError(
+            f"corpus {describe(paths)}: every label is ignored, no document has a token to learn after its first: "
+            "check the texts and what the tokenizer makes of them"
+        )
+    folder = aside / "data"
+    folder.mkdir()
+    write_arrow(folder / "rows.arrow", pack(documents, sequence_length, seed, tokenizer.eos_token_id))
+    manifest = {
+        "fingerprint": fingerprint,
+        "rows": len(datasets.Dataset.from_file(str(folder / "rows.arrow"))),
+        "sequence_length": sequence_length,
+        "kinds": kinds,
+        "documents": len(documents),
+        "tokens": int(lengths.sum(dtype=np.int64)),
+        "max_token_id": pc.max(pc.list_flatten(table["input_ids"])).as_py(),
+    }
+    write_json(folder / "manifest.json", manifest)
+    return folder

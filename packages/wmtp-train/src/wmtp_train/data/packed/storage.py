@@ -1,0 +1,48 @@
+"""Arrow files and folders that are there whole or not at all."""
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+
+from wmtp_core.errors import UserError
+from wmtp_train.atomic_io import sync
+
+
+def write_arrow(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Streams tables (one or more, of one schema) into a file for `datasets.Dataset.from_file`; on disk on return."""
+    remaining: Iterator[pa.Table] = iter(tables)
+    first = next(remaining)
+    with path.open("wb") as file:
+        with pa.ipc.new_stream(file, first.schema) as stream:
+            for table in chain([first], remaining):
+                stream.write_table(table)
+        os.fsync(file.fileno())
+
+
+def open_arrow(path: Path, num_rows: int, remedy: str) -> datasets.Dataset:
+    """The rows of a file that `write_arrow` wrote, memory-mapped.
+
+    Raises UserError where the file is missing, cut off, or has another number of rows than was written.
+    """
+    try:
+        rows = datasets.Dataset.from_file(str(path))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: missing or damaged ({str(error).splitlines()[0]}): {remedy}") from error
+    if len(rows) != num_rows:  # Arrow takes a stream that ends between two blocks for a whole one
+        raise UserError(f"{path}: damaged, it has {len(rows)} of its {num_rows} rows: {remedy}")
+    return rows
+
+
+def publish(aside: Path, folder: Path) -> None:
+    """Gives a folder, whose files are on the disk, its name. Where another process was first, that one's stays."""
+    sync(aside)
+    try:
+        aside.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    sync(folder.parent)

@@ -1,0 +1,1 @@
+"""What owns parameters, gradients, optimizer state and checkpoints."""

@@ -1,0 +1,1 @@
+"""DeepSpeed: the one room that imports it."""

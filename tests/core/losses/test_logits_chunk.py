@@ -1,0 +1,44 @@
+"""chunk_of_logits.py: the form that is compiled for an accelerator, compiled for a CPU here, against the plain one."""
+
+import pytest
+import torch
+
+from wmtp_core.losses.logits_chunk import CompiledLogitsChunk, LogitsChunk, rows_per_chunk
+
+ROWS, WIDTH, VOCABULARY = 13, 8, 70
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_and_plain_give_the_same(dtype):
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(VOCABULARY, WIDTH, generator=draw).to(dtype)
+    plain, compiled = LogitsChunk(weight, ROWS), CompiledLogitsChunk(weight, ROWS)
+    precision = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-3}
+    for rows in (ROWS, 5, ROWS - 1):  # the last chunk of a batch is shorter
+        hidden = (3 * torch.randn(rows, WIDTH, generator=draw)).to(dtype)
+        targets = torch.randint(VOCABULARY, (rows,), generator=draw)
+        for kept in (None, torch.tensor([0, 2, 3])):
+            losses = [chunk.losses(hidden, targets) for chunk in (compiled, plain)]
+            torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+            those = targets if kept is None else targets[kept]
+            amounts = torch.rand(len(those), generator=draw) - 0.5
+            gradients = [chunk.gradients(kept, those, amounts) for chunk in (compiled, plain)]
+            assert [g.dtype for g in gradients] == [dtype, dtype]
+            torch.testing.assert_close(*gradients, **precision)
+
+
+def test_a_row_of_no_amount_gives_nothing_whatever_its_logits():
+    weight = torch.ones(VOCABULARY, WIDTH)
+    chunk = CompiledLogitsChunk(weight, 2)
+    hidden = torch.full((2, WIDTH), torch.nan)
+    with torch.compiler.set_stance("force_eager"):
+        chunk.losses(hidden, torch.tensor([0, 1]))
+        gradients = chunk.gradients(None, torch.tensor([0, 1]), torch.tensor([0.0, 1.0]))
+    assert (gradients[0] == 0).all()
+    assert gradients[1].isnan().all()
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(2**13, 1536), (2**15, 384), (2**17, 384)])
+def test_a_chunk_is_never_of_few_rows(vocabulary, rows):
+    assert rows_per_chunk(torch.empty(vocabulary, 1)) == rows
