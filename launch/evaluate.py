@@ -4,52 +4,78 @@ Losses, accuracy and acceptance on the held-out sets; HumanEval and tasks of lm-
 Prints a table and writes `output_dir/evaluation.json` and TensorBoard's HPARAMS.
 """
 
-from pathlib import Path
+from wmtp_train.settings.help import answer_help
 
-import torch.distributed as dist
+if __name__ == "__main__":
+    answer_help()
+
+from pathlib import Path
 
 from tiny import TINY_CONFIG
 from wmtp_core import UserError
-from wmtp_eval import require_benchmarks, run_benchmarks
+from wmtp_train.algorithm import Algorithm
 from wmtp_train.algorithms import trainer_class
 from wmtp_train.atomic_io import write_json
 from wmtp_train.metrics.hparams import write_hparams
 from wmtp_train.metrics.table import metrics_table
-from wmtp_train.ranks.collective import run_on_all_ranks, run_on_rank0
-from wmtp_train.ranks.lifecycle import device, fail_on_all_ranks, run, start_processes
+from wmtp_train.ranks.collective import START_AGAIN, run_on_all_ranks, run_on_rank0
+from wmtp_train.ranks.lifecycle import run, start_processes
+from wmtp_train.run import Run
 from wmtp_train.settings.command_line import load_settings
 from wmtp_train.settings.schema import Settings
 
 
 def main() -> None:
-    """Load the run's final model into its trainer and evaluate it."""
-    start_processes()  # first, so that what is wrong with the settings is said once
-    settings = run_on_all_ranks(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
-    algorithm = run_on_all_ranks(lambda: trainer_class(settings.algo), "algo")
-    evaluated = run_on_all_ranks(lambda: as_evaluated(settings), "evaluation.model")
+    """Open the run with its final model and evaluate it."""
+    mesh = start_processes()  # first, so that what is wrong with the settings is said once
+    settings, algorithm = run_on_all_ranks(mesh, read_settings, "config", START_AGAIN)
     wanted, folder = settings.evaluation, settings.output_dir
+    opened = Run.open(with_final_model(settings), algorithm, mesh)
+    opened.policy.to(mesh.device)
+    metrics = opened.evaluate(settings.steps)  # past every warm-up
+    run_on_rank0(mesh, lambda: folder.mkdir(parents=True, exist_ok=True), f"output_dir {folder} cannot be made")
+    if wanted.humaneval or wanted.tasks:
+        from wmtp_eval import run_benchmarks
+
+        metrics |= run_benchmarks(opened.policy, opened.tokenizer, wanted, settings.seed, folder, mesh)
+    if mesh.is_first:
+        print(metrics_table(metrics))
+    what = f"metrics in {folder} cannot be saved"
+    run_on_rank0(mesh, lambda: write_json(folder / "evaluation.json", metrics), what)
+    run_on_rank0(mesh, lambda: write_hparams(folder / "tensorboard", settings, metrics), what)
+
+
+def read_settings() -> tuple[Settings, Algorithm]:
+    """Read the settings, and refuse those that leave nothing to evaluate.
+
+    Raises:
+        UserError: there is nothing, or what is wanted cannot be done here.
+    """
+    settings = load_settings(tiny_config=TINY_CONFIG)
+    algorithm, wanted = trainer_class(settings.algo).algorithm, settings.evaluation
+    with_final_model(settings)
     if not (settings.data.evaluate or wanted.humaneval or wanted.tasks):
-        fail_on_all_ranks(
+        raise UserError(
             "data.evaluate names no held-out set; give one, like {validation: [FILE]}, or evaluation.humaneval or "
             "evaluation.tasks"
         )
-    run_on_all_ranks(lambda: require_benchmarks(wanted), "evaluation")
-    trainer = algorithm(evaluated)
-    trainer.policy.to(device()).eval()
-    trainer.step = settings.steps  # past every warm-up
-    figures = trainer.evaluate()
-    run_on_rank0(lambda: folder.mkdir(parents=True, exist_ok=True), f"output_dir {folder} cannot be made")
-    figures |= run_benchmarks(trainer.policy, trainer.inputs.tokenizer, wanted, settings.seed, folder)
-    if dist.get_rank() == 0:
-        print(metrics_table(figures))
-    run_on_rank0(lambda: write_json(folder / "evaluation.json", figures), f"figures in {folder} cannot be saved")
-    run_on_rank0(
-        lambda: write_hparams(folder / "tensorboard", settings, figures), f"figures in {folder} cannot be saved"
-    )
+    if wanted.humaneval or wanted.tasks:
+        try:
+            from wmtp_eval import require_benchmarks
+        except ImportError as error:
+            raise UserError(
+                "evaluation.humaneval and evaluation.tasks need the package wmtp-eval: pip install wmtp-eval"
+            ) from error
+        require_benchmarks(wanted)
+    return settings, algorithm
 
 
-def as_evaluated(settings: Settings) -> Settings:
-    """The settings with the finished model for what training began from."""
+def with_final_model(settings: Settings) -> Settings:
+    """Return the settings with the finished model for what training began from.
+
+    Raises:
+        UserError: the folder holds the run of another model.
+    """
     own = settings.output_dir / "model"
     folder = Path(settings.evaluation.model or own)
     if own.exists() and not (folder.exists() and own.samefile(folder)):

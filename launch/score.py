@@ -3,61 +3,80 @@
 Writes one loss per token beside the packed rows, into `reference.scores`; goes on where a kill left it.
 """
 
-import torch
-import torch.distributed as dist
+from wmtp_train.settings.help import answer_help
+
+if __name__ == "__main__":
+    answer_help()
+
+from pathlib import Path
+
+from torch import Tensor
 from tqdm import tqdm
 
 from tiny import TINY_CONFIG
-from wmtp_models import weights_fingerprint
+from wmtp_core import UserError
+from wmtp_models import ReferenceModel, weights_fingerprint
 from wmtp_train.build_models import load_reference
-from wmtp_train.data import Batch, score
-from wmtp_train.data.inputs import load_inputs, tokenizer_from_settings
-from wmtp_train.engines.deepspeed.engine import read_deepspeed_config
-from wmtp_train.ranks.collective import run_on_all_ranks, run_on_rank0_and_broadcast
-from wmtp_train.ranks.lifecycle import device, fail_on_all_ranks, run, start_processes
+from wmtp_train.data.batch import Batch
+from wmtp_train.data.loading import DataSpec, data_spec, load_sources, tokenizer_from_settings
+from wmtp_train.data.scoring import ScoringJob
+from wmtp_train.engines.deepspeed.config import read_deepspeed_config
+from wmtp_train.engines.deepspeed.engine import shard_reference
+from wmtp_train.ranks.collective import START_AGAIN, run_on_all_ranks, run_on_rank0_and_broadcast
+from wmtp_train.ranks.lifecycle import run, start_processes
 from wmtp_train.settings.command_line import load_settings
+from wmtp_train.settings.schema import Settings
 
 
 def main() -> None:
     """Score every set that the settings name."""
-    start_processes()  # first, so that what is wrong with the settings is said once
-    settings = run_on_all_ranks(lambda: load_settings(tiny_config=TINY_CONFIG), "config")
-    source, folder = settings.reference.source, settings.reference.scores
-    if source is None or folder is None:
-        fail_on_all_ranks("set reference.source to the reference model, and reference.scores to the folder to write")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    # The micro-batch of training, so that a live reference would compute the very same numbers.
-    deepspeed = run_on_all_ranks(lambda: read_deepspeed_config(settings.deepspeed_config, world), "deepspeed_config")
-    micro_batch = deepspeed["train_micro_batch_size_per_gpu"]
-    fingerprint = run_on_rank0_and_broadcast(lambda: weights_fingerprint(source), f"reference {source}")
-    reference = load_reference(settings, tokenizer_from_settings(settings))
-    inputs = load_inputs(settings, with_scores=False, vocab_size=reference.causal_lm.config.vocab_size)
+    mesh = start_processes()  # first, so that what is wrong with the settings is said once
 
-    def token_losses(batch: Batch) -> torch.Tensor:
-        here = batch.to(device())
+    def open_reference() -> tuple[Settings, str, Path, int, ReferenceModel, DataSpec]:
+        settings = load_settings(tiny_config=TINY_CONFIG)
+        source, folder = settings.reference.source, settings.reference.scores
+        if source is None or folder is None:
+            raise UserError("set reference.source to the reference model, and reference.scores to the folder to write")
+        # The micro-batch of training, so that a live reference would compute the very same numbers.
+        rows = read_deepspeed_config(settings.deepspeed_config, mesh.world)["train_micro_batch_size_per_gpu"]
+        tokenizer = tokenizer_from_settings(settings)
+        reference = load_reference(settings, tokenizer)
+        spec = data_spec(settings, tokenizer, reference.causal_lm.config.vocab_size)
+        return settings, source, folder, rows, reference, spec
+
+    settings, source, folder, micro_batch, reference, spec = run_on_all_ranks(
+        mesh, open_reference, "the reference cannot be opened", START_AGAIN
+    )
+    fingerprint = run_on_rank0_and_broadcast(mesh, lambda: weights_fingerprint(source), f"reference {source}")
+    if settings.reference.sharded:
+        shard_reference(reference)
+    else:
+        reference.to(mesh.device)
+
+    def token_losses(batch: Batch) -> Tensor:
+        here = batch.to(mesh.device)
         return reference.token_losses(here.input_ids, here.position_ids, here.document_ids)
 
-    for name, data in inputs.sets().items():
-        length = data.prepared.sequence_length
-        with tqdm(desc=f"score {name}", unit="tok", unit_scale=True, disable=rank != 0) as bar:
+    for name, data in load_sources(spec, mesh).items():
+        length = data.sequence_length
+        with tqdm(desc=f"score {name}", unit="tok", unit_scale=True, disable=not mesh.is_first) as bar:
 
             def show(done: int, total: int, bar: tqdm = bar, length: int = length) -> None:
                 bar.total = total * length
                 bar.update(done * length - bar.n)
 
-            score(
+            ScoringJob(
                 data.prepared,
                 token_losses,
                 folder / name,
                 fingerprint,
-                rank,
-                world,
+                mesh,
                 micro_batch,
-                show,
                 settings.reference.scores_dtype,
                 settings.reference.dtype,
-                in_step=settings.reference.sharded,
-            )
+                settings.reference.sharded,
+                show,
+            ).run()
 
 
 if __name__ == "__main__":

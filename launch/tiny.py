@@ -1,23 +1,29 @@
 """What a `--tiny` run needs before it: a small corpus, its tokenizer, and a reference trained for a moment."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from wmtp_core import UserError
+from wmtp_train.settings.command_line import tiny_output
+from wmtp_train.settings.schema import Settings
 
 ROOT = Path(__file__).parents[1]
 TINY_CONFIG = ROOT / "launch/configs/tiny.yaml"
 _HOME = Path("runs/tiny")
 
 
-def prepare_tiny(with_reference: bool) -> None:
+def prepare_tiny(settings: Settings, with_reference: bool) -> None:
     """Make what is not there yet, by the same scripts that a person would call.
 
     Args:
+        settings: of the run.
         with_reference: also train a reference, for algorithms that compare with one.
     """
+    if settings.output_dir == tiny_output(settings.algo) and not settings.resume:
+        shutil.rmtree(settings.output_dir, ignore_errors=True)  # nobody named it: a tiny run starts anew
     corpus, tokenizer = _HOME / "corpus", _HOME / "tokenizer"
     if not corpus.is_dir():
         _call("tools/build_corpus.py", "--output", corpus, "--limit-bytes", 400_000)

@@ -1,9 +1,1 @@
-"""Settings, packed data, trainers, checkpoints and monitoring for weighted multi-token prediction."""
-
-import os
-
-import torch
-
-if not torch.cuda.is_available():
-    # DeepSpeed reads it when it is imported, and warns where it has to guess.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+"""Settings, data, the training loop, checkpoints and metrics for weighted multi-token prediction."""

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 def partial_of(path: Path) -> Path:
     """The hidden name beside `path` under which it is made."""
@@ -26,8 +28,26 @@ def write_json(path: Path, content: Any) -> None:
     sync(path.parent)
 
 
+def write_tensors(state: Any, path: Path) -> None:
+    """Save with `torch.save`; on the disk on return.
+
+    Raises:
+        OSError: no room, no permission, …; torch alone would tell of a misplaced write instead.
+    """
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        refused = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(refused, OSError):
+            raise
+        raise OSError(refused.errno, refused.strerror, str(path)) from error
+
+
 def commit_dir(partial: Path, folder: Path) -> None:
-    """Give the finished folder `partial`, whose files are on the disk, its name; an older `folder` makes way."""
+    """Give the finished folder `partial`, whose files are on the disk, its name; an older `folder` is replaced."""
     sync(partial)
     old = _hide(folder)
     os.replace(partial, folder)

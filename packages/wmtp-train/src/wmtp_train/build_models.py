@@ -1,6 +1,5 @@
 """The models of a run: the policy that learns, and the reference that it is compared with."""
 
-import deepspeed
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -13,15 +12,18 @@ from wmtp_models import (
     load_policy,
     train_later_heads,
 )
-from wmtp_train.ranks.collective import run_on_all_ranks
-from wmtp_train.ranks.lifecycle import device, fail_on_all_ranks
 from wmtp_train.settings.schema import Settings
 
 
 def build_policy_from_settings(
     settings: Settings, tokenizer: PreTrainedTokenizerFast, value_head: bool
 ) -> MtpForCausalLM:
-    """The policy that `model.source` or `model.config` names, float32 on the CPU, the same on every rank.
+    """Build the policy that `model.source` or `model.config` names, float32 on the CPU, the same on every rank.
+
+    Args:
+        settings: the run's.
+        tokenizer: of the run.
+        value_head: whether the policy has one.
 
     Raises:
         UserError: neither is set, the source cannot be wrapped, or its vocabulary is smaller than the tokenizer's.
@@ -62,29 +64,21 @@ def build_policy_from_settings(
 def load_reference(
     settings: Settings, tokenizer: PreTrainedTokenizerFast, policy_vocab_size: int | None = None
 ) -> ReferenceModel:
-    """The reference that `reference.source` names, frozen, where this process computes: whole, or this process's part.
+    """Load the reference that `reference.source` names, frozen, on the CPU.
 
-    Where `reference.sharded` is set, every process must ask for losses equally often.
+    Args:
+        settings: the run's.
+        tokenizer: of the policy; the reference must have the same.
+        policy_vocab_size: V of the policy; the reference must have the same. None: any.
 
     Raises:
         UserError: no source is set, or its vocabulary or tokenizer is not the policy's.
     """
     reference = settings.reference
     if reference.source is None:
-        fail_on_all_ranks(
+        raise UserError(
             f"{settings.algo} compares with a reference: set reference.source to a model, "
             "or reference.scores to what launch/score.py wrote"
         )
-    source = reference.source
-    model = run_on_all_ranks(
-        lambda: ReferenceModel.load(source, getattr(torch, reference.dtype), policy_vocab_size, tokenizer),
-        f"reference {source}",
-        "mend that, and start again",
-    )
-    if not reference.sharded:
-        return model.to(device())
-    # Without an optimizer, ZeRO-3 leaves every process its part of each parameter, and hooks on the modules that gather
-    # the whole around their forward. DeepSpeed wants to hear a batch size; parameters keep the dtype that they have.
-    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
-    deepspeed.initialize(model=model, config=config, dist_init_required=False)
-    return model
+    dtype: torch.dtype = getattr(torch, reference.dtype)
+    return ReferenceModel.load(reference.source, dtype, policy_vocab_size, tokenizer)

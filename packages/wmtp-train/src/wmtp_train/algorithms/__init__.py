@@ -18,7 +18,11 @@ TRAINERS: dict[str, type[BaseWmtpTrainer]] = {
 
 
 def trainer_class(algo: str) -> type[BaseWmtpTrainer]:
-    """The trainer of that name. Raises UserError for an unknown one, with the names there are."""
+    """Return the trainer of that name.
+
+    Raises:
+        UserError: there is none; the message has the names there are.
+    """
     if algo not in TRAINERS:
         raise UserError(f"algo is {algo!r}; choose one of {', '.join(TRAINERS)}")
     return TRAINERS[algo]

@@ -3,7 +3,7 @@
 Paper: the advantage is Schulman et al., arXiv 1506.02438, equations 9 and 16; the ranking loss Ouyang et al.,
 arXiv 2203.02155, equation 1; `transform: exp` Peng et al., arXiv 1910.00177.
 Formula: w[b,t,:] = n · softmax over the n valid heads of (V_{t+h+1} − discount·V_{t+h}) / temperature.
-Where: wmtp_core.weighting.rule.CriticWeighting, wmtp_core.advantages; the value head is part of the policy.
+Where: wmtp_core.weighting.critic, wmtp_core.advantages; the value head is part of the policy.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wmtp_core import CriticWeighting, UniformWarmup
+from wmtp_core import CriticWeighting, HeadWeighting, UniformWarmup
 from wmtp_core.advantages import lambda_return_losses, ranking_losses
+from wmtp_train.algorithm import Algorithm
 from wmtp_train.data.batch import Batch
-from wmtp_train.ranks.lifecycle import world_group
+from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.settings.schema import Settings
 from wmtp_train.trainer import BaseWmtpTrainer
 
@@ -36,23 +37,26 @@ class RewardObjective:
         return losses, counts
 
 
+def _weighting(settings: Settings, mesh: Mesh) -> HeadWeighting:
+    critic = settings.critic
+    weighting = CriticWeighting(
+        discount=critic.discount,
+        temperature=critic.temperature,
+        advantage=critic.advantage,
+        gae_lambda=critic.gae_lambda,
+        transform=critic.transform,
+        beta=critic.beta,
+        clip=critic.clip,
+        group=mesh.data_parallel,
+    )
+    return UniformWarmup(weighting, critic.value_warmup_steps)
+
+
 class CriticWmtpTrainer(BaseWmtpTrainer):
     """Weights by a value head that learns from rewards; uniform during `critic.value_warmup_steps`."""
 
-    def __init__(self, settings: Settings) -> None:
-        critic = settings.critic
-        weighting = CriticWeighting(
-            discount=critic.discount,
-            temperature=critic.temperature,
-            advantage=critic.advantage,
-            gae_lambda=critic.gae_lambda,
-            transform=critic.transform,
-            beta=critic.beta,
-            clip=critic.clip,
-            group=world_group(),
-        )
-        super().__init__(
-            settings,
-            UniformWarmup(weighting, critic.value_warmup_steps),
-            value_objective=RewardObjective(critic.return_lambda),
-        )
+    algorithm = Algorithm(
+        _weighting,
+        value_objective=lambda settings: RewardObjective(settings.critic.return_lambda),
+        needs_rewards=True,
+    )

@@ -10,26 +10,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-import torch.distributed as dist
-
 from wmtp_core import UserError
 from wmtp_train.ranks.collective import run_on_all_ranks
+from wmtp_train.ranks.mesh import Mesh
 
 _NAME = ".lock"
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Makes `folder` where it is missing and holds it. Every rank must enter.
+def run_lock(folder: Path, mesh: Mesh) -> Iterator[None]:
+    """Make `folder` where it is missing and hold it. Every rank must enter.
 
     Raises:
         UserError: another run holds it, or it cannot be written to.
     """
-    first = dist.get_rank() == 0
     file = run_on_all_ranks(
-        lambda: _acquire(folder) if first else None,
+        mesh,
+        lambda: _acquire(folder) if mesh.is_first else None,
         f"output_dir {folder} cannot be written to",
-        "mend it, or choose another output_dir",
+        "fix it, or choose another output_dir",
     )
     try:
         yield

@@ -10,26 +10,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from wmtp_core import UserError
 from wmtp_train.atomic_io import sync, write_json
 from wmtp_train.checkpoint.retention import complete_checkpoints, quarantine
-from wmtp_train.ranks.collective import all_gather_object, broadcast_object, describe, run_on_all_ranks, run_on_rank0
+from wmtp_train.ranks.collective import describe, run_on_all_ranks, run_on_rank0
+from wmtp_train.ranks.mesh import Mesh
 
 _NAME = "manifest.json"
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, mesh: Mesh) -> None:
     """Describe every file in `folder`, each on the disk by then. Every rank must call it, when all have written."""
-    names = broadcast_object(sorted(_files(folder)))
+    names = mesh.broadcast_object(sorted(_files(folder)))
     what = f"checkpoint {folder} cannot be saved"
-    described = run_on_all_ranks(lambda: {name: _describe_file(folder / name) for name in _share(names)}, what)
-    files = {name: about for shares in all_gather_object(described) for name, about in shares.items()}
-    run_on_rank0(lambda: write_json(folder / _NAME, files), what)
+    described = run_on_all_ranks(
+        mesh, lambda: {name: _describe_file(folder / name) for name in _share(names, mesh)}, what
+    )
+    files = {name: about for shares in mesh.all_gather_object(described) for name, about in shares.items()}
+    run_on_rank0(mesh, lambda: write_json(folder / _NAME, files), what)
 
 
-def newest_whole_checkpoint(folder: Path) -> Path | None:
+def newest_whole_checkpoint(folder: Path, mesh: Mesh) -> Path | None:
     """The newest checkpoint that is as it was saved; None where there is none at all. Every rank must call it.
 
     A newer one that is damaged is named on stderr and set aside as `step_….damaged`.
@@ -39,35 +40,35 @@ def newest_whole_checkpoint(folder: Path) -> Path | None:
     """
     damaged: list[Path] = []
     flaw = ""
-    for path in reversed(broadcast_object(complete_checkpoints(folder))):
-        flaw = find_flaw(path)
+    for path in reversed(mesh.broadcast_object(complete_checkpoints(folder))):
+        flaw = find_flaw(path, mesh)
         if not flaw:
             for other in damaged:
-                run_on_rank0(partial(quarantine, other), f"checkpoint {other} cannot be set aside")
+                run_on_rank0(mesh, partial(quarantine, other), f"checkpoint {other} cannot be set aside")
             return path
         damaged.append(path)
-        if dist.get_rank() == 0:
+        if mesh.is_first:
             print(f"warning: checkpoint {path} is damaged: {flaw}; looking for the one before", file=sys.stderr)
     if damaged:
-        run_on_rank0(lambda: _refuse(damaged, flaw), "")
+        run_on_rank0(mesh, lambda: _refuse(damaged, flaw), "")
     return None
 
 
-def find_flaw(folder: Path) -> str:
+def find_flaw(folder: Path, mesh: Mesh) -> str:
     """What is not as it was saved, the same on every rank; empty if nothing. Every rank must call it."""
-    files = broadcast_object(_read_manifest(folder) if dist.get_rank() == 0 else None)
+    files = mesh.broadcast_object(_read_manifest(folder) if mesh.is_first else None)
     if isinstance(files, str):
         return files
-    flaws = [_flaw_of_file(folder / name, files[name]) for name in _share(sorted(files))]
-    return "; ".join(flaw for share in all_gather_object([flaw for flaw in flaws if flaw]) for flaw in share)
+    flaws = [_flaw_of_file(folder / name, files[name]) for name in _share(sorted(files), mesh)]
+    return "; ".join(flaw for share in mesh.all_gather_object([flaw for flaw in flaws if flaw]) for flaw in share)
 
 
 def _files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {_NAME}
 
 
-def _share(names: list[str]) -> list[str]:
-    return names[dist.get_rank() :: dist.get_world_size()]
+def _share(names: list[str], mesh: Mesh) -> list[str]:
+    return names[mesh.rank :: mesh.world]
 
 
 def _describe_file(path: Path) -> dict[str, Any]:

@@ -29,16 +29,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def rotate(folder: Path, keep: int, best_by: str | None) -> None:
-    """Remove all but the `keep` newest checkpoints and those of the best figure; the newest must be whole and on disk.
+    """Remove all but the `keep` newest checkpoints and those of the best metric; the newest must be whole and on disk.
 
     Args:
-        best_by: the held-out figure, as saved with the checkpoints, whose lowest value is never removed.
+        best_by: the held-out metric, as saved with the checkpoints, whose lowest value is never removed.
     """
     complete = complete_checkpoints(folder)
-    figures = {path: _figure(path, best_by) for path in complete} if best_by else {}
-    best = min(filter(math.isfinite, figures.values()), default=None)
+    metrics = {path: _metric(path, best_by) for path in complete} if best_by else {}
+    best = min(filter(math.isfinite, metrics.values()), default=None)
     for old in complete[:-keep]:
-        if best is None or figures[old] != best:
+        if best is None or metrics[old] != best:
             remove_dir(old)
 
 
@@ -49,10 +49,10 @@ def quarantine(path: Path) -> None:
     os.replace(path, aside)
 
 
-def _figure(path: Path, name: str) -> float:
-    """A checkpoint's figure; infinite where it was saved without, or is damaged."""
+def _metric(path: Path, name: str) -> float:
+    """A checkpoint's metric; infinite where it was saved without, or is damaged."""
     try:
         about = json.loads((path / "run.json").read_bytes())
     except (OSError, ValueError):  # of JSON and of UTF-8
         return math.inf
-    return about.get("figures", {}).get(name, math.inf)
+    return about.get("metrics", {}).get(name, math.inf)

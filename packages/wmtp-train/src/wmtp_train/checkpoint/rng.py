@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from wmtp_train.engines.deepspeed.writer import write_tensors
-
-
-def save_rng(folder: Path) -> None:
-    """This rank's generators, as a file of its own."""
-    write_tensors(_state(), _file(folder))
+from wmtp_train.atomic_io import write_tensors
+from wmtp_train.ranks.mesh import Mesh
 
 
-def restore_rng(folder: Path) -> None:
-    """This rank's generators as its namesake saved them."""
-    state = torch.load(_file(folder), weights_only=False)
+def save_rng(folder: Path, mesh: Mesh) -> None:
+    """Save this rank's generators as a file of its own."""
+    write_tensors(_state(), _file(folder, mesh))
+
+
+def restore_rng(folder: Path, mesh: Mesh) -> None:
+    """Restore this rank's generators as the rank of the same number saved them."""
+    state = torch.load(_file(folder, mesh), weights_only=False)
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -26,19 +26,19 @@ def restore_rng(folder: Path) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def reseed(seed: int, step: int) -> None:
-    """Generators for a rank of another number of processes, whose streams nobody has drawn before.
+def reseed(seed: int, step: int, mesh: Mesh) -> None:
+    """Seed the generators of a rank whose streams nobody has drawn before, as with another number of processes.
 
     They depend on `seed`, `step` and the rank alone, so that resuming twice draws the same twice.
     """
-    own = np.random.SeedSequence((seed, step, dist.get_rank())).generate_state(1)[0]
+    own = np.random.SeedSequence((seed, step, mesh.rank)).generate_state(1)[0]
     random.seed(int(own))
     np.random.seed(own)
     torch.manual_seed(int(own))
 
 
-def _file(folder: Path) -> Path:
-    return folder / f"rng_{dist.get_rank():05d}.pt"
+def _file(folder: Path, mesh: Mesh) -> Path:
+    return folder / f"rng_{mesh.rank:05d}.pt"
 
 
 def _state() -> dict[str, Any]:

@@ -4,91 +4,110 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from deepspeed.runtime.engine import DeepSpeedEngine
-
+from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM
 from wmtp_train.checkpoint.loading import load_checkpoint, warn_changed
 from wmtp_train.checkpoint.manifest import newest_whole_checkpoint
 from wmtp_train.checkpoint.retention import newest_checkpoint
 from wmtp_train.checkpoint.saving import save_checkpoint
-from wmtp_train.engines.deepspeed.engine import apply_optimizer_settings
-from wmtp_train.ranks.collective import broadcast_object
-from wmtp_train.ranks.lifecycle import fail_on_all_ranks
+from wmtp_train.engines.base import Engine
+from wmtp_train.ranks.collective import fail_on_all_ranks
+from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.settings.schema import Settings
 
+_FORMAT = 2  # 1 had the heads inside the trunk's last layer
 
-def identity(settings: Settings, policy: MtpForCausalLM, data: dict[str, str]) -> dict[str, Any]:
-    """What makes a run this one and no other, as JSON; a checkpoint of another is refused.
+
+def run_fingerprint(settings: Settings, policy: MtpForCausalLM, data: dict[str, str]) -> dict[str, Any]:
+    """Return what makes a run this one and no other, as JSON; a checkpoint of another is refused.
 
     Args:
+        settings: the run's.
+        policy: its model.
         data: the fingerprint of the training rows and their scores.
     """
     trunk = json.loads(policy.config.trunk.to_json_string())
     del trunk["transformers_version"]  # who wrote it
     shape = settings.model.model_dump(include={"horizon", "head_kind", "train", "lora_rank", "lora_alpha"})
-    return {"algo": settings.algo, "seed": settings.seed, "data": data, "model": {**shape, "trunk": trunk}}
+    return {
+        "format": _FORMAT,
+        "algo": settings.algo,
+        "seed": settings.seed,
+        "data": data,
+        "model": {**shape, "trunk": trunk},
+    }
+
+
+def check_keep_best(settings: Settings, held_out: Iterable[str]) -> None:
+    """Refuse a `keep_best` that no evaluation of this run computes.
+
+    Raises:
+        UserError: it is no held-out loss of this run.
+    """
+    losses = [f"{name}/ce/head_{head}" for name in held_out for head in range(settings.model.horizon)]
+    if settings.keep_best not in (None, *losses):
+        choice = f"choose one of {', '.join(losses)}" if losses else "data.evaluate names no held-out set; leave it out"
+        raise UserError(f"keep_best is {settings.keep_best!r}; {choice}")
 
 
 class RunCheckpoints:
     """The folder `output_dir/checkpoints`.
 
     Args:
-        settings: the run.
+        settings: the run's.
+        mesh: the processes.
         engine: what is saved and loaded.
-        identity: of the run, by `identity`.
-        held_out: names of the held-out sets, for `keep_best`.
-
-    Raises:
-        UserError: `keep_best` is no held-out loss of this run.
+        fingerprint: of the run, by `run_fingerprint`.
     """
 
-    def __init__(
-        self, settings: Settings, engine: DeepSpeedEngine, identity: dict[str, Any], held_out: Iterable[str]
-    ) -> None:
-        self.settings, self.engine, self.identity = settings, engine, identity
+    def __init__(self, settings: Settings, mesh: Mesh, engine: Engine, fingerprint: dict[str, Any]) -> None:
+        self.settings, self.mesh, self.engine, self.fingerprint = settings, mesh, engine, fingerprint
         self.folder = settings.output_dir / "checkpoints"
-        losses = [f"{name}/ce/head_{head}" for name in held_out for head in range(settings.model.horizon)]
-        if settings.keep_best not in (None, *losses):
-            choice = (
-                f"choose one of {', '.join(losses)}" if losses else "data.evaluate names no held-out set; leave it out"
-            )
-            fail_on_all_ranks(f"keep_best is {settings.keep_best!r}; {choice}")
 
-    def resume(self) -> tuple[int, int]:
-        """Load the newest whole checkpoint, if the settings say so; steps done and rows consumed so far.
+    def resume(self) -> tuple[int, dict[str, Any]]:
+        """Load the newest whole checkpoint, if the settings say so.
+
+        Returns:
+            The steps done so far, and the state of the training batches; 0 and nothing for a new run.
 
         Raises:
             UserError: a run is there that is not to be resumed, is another, or is damaged throughout.
         """
-        settings = self.settings
+        settings, mesh = self.settings, self.mesh
         if not settings.resume:
-            if broadcast_object(newest_checkpoint(self.folder) is not None):
+            if mesh.broadcast_object(newest_checkpoint(self.folder) is not None):
                 fail_on_all_ranks(
-                    f"output_dir {settings.output_dir} holds a run; --resume it, or choose another output_dir"
+                    mesh, f"output_dir {settings.output_dir} holds a run; --resume it, or choose another output_dir"
                 )
-            return 0, 0
-        newest = newest_whole_checkpoint(self.folder)
+            return 0, {}
+        newest = newest_whole_checkpoint(self.folder, mesh)
         if newest is None:
-            return 0, 0
-        about = load_checkpoint(self.engine, newest, self.identity, settings.seed)
+            return 0, {}
+        about = load_checkpoint(self.engine, mesh, newest, self.fingerprint, settings)
         now = settings.model_dump(mode="json", exclude={"resume"})
         saved = {name: value for name, value in about["settings"].items() if name != "resume"}
-        warn_changed(f"checkpoint {newest} was saved with other settings", saved, now)
-        apply_optimizer_settings(self.engine, settings.optimizer)
-        return about["step"], about["consumed_rows"]
+        warn_changed(f"checkpoint {newest} was saved with other settings", saved, now, mesh)
+        return about["step"], about["batches"]
 
-    def save(self, step: int, consumed_rows: int, figures: dict[str, float]) -> None:
-        """Save the run as it is after `step` steps; `figures` are its held-out figures, if they are known."""
-        state = {
-            **self.identity,
-            "consumed_rows": consumed_rows,
-            "figures": figures,
-            "settings": self.settings.model_dump(mode="json"),
-        }
+    def save(self, step: int, batches: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Save the run as it is after `step` steps.
+
+        Args:
+            step: optimizer steps done.
+            batches: the state of the training batches.
+            metrics: held-out metrics, if they are known.
+        """
         settings = self.settings
-        save_checkpoint(self.engine, self.folder, step, state, settings.keep_checkpoints, settings.keep_best)
+        state = {
+            **self.fingerprint,
+            "batches": batches,
+            "metrics": metrics,
+            "settings": settings.model_dump(mode="json"),
+        }
+        keep, best_by = settings.keep_checkpoints, settings.keep_best
+        save_checkpoint(self.engine, self.mesh, self.folder, step, state, keep, best_by)
 
     def last_good(self) -> str:
-        """A clause that names the checkpoint to go on from."""
+        """Return a clause that names the checkpoint to go on from."""
         newest = newest_checkpoint(self.folder)
         return f"the last good checkpoint is {newest}" if newest else "no checkpoint was saved before"

@@ -17,22 +17,31 @@ from wmtp_train.data.packed.prepared import PreparedData
 class Batch:
     """B packed rows of S tokens; everything that a row's documents know is spread over their tokens."""
 
-    input_ids: Tensor  # int64 [B, S]
-    labels: Tensor  # int64 [B, S], not shifted, -100 where no target
-    position_ids: Tensor  # int64 [B, S], from 0 in each piece of a document
-    document_ids: Tensor  # int64 [B, S], 0, 1, 2… by piece in each row: only equality has a meaning
-    row_ids: Tensor  # int64 [B], rows of the prepared data, -1 for the padding of an evaluation
-    reference_ce: Tensor | None = None  # float32 [B, S], nats, by target position
-    noise: Tensor | None = None  # int64 [B, S], 0 clean, k for kinds[k - 1]
-    rewards: Tensor | None = None  # float32 [B, S], NaN unknown
-    pairs: Tensor | None = None  # int64 [B, S], +p chosen, -p rejected, 0 neither
+    input_ids: Tensor
+    """int64 `[B, S]`."""
+    labels: Tensor
+    """int64 `[B, S]`, not shifted, −100 where there is no target."""
+    position_ids: Tensor
+    """int64 `[B, S]`, from 0 in each piece of a document."""
+    document_ids: Tensor
+    """int64 `[B, S]`, 0, 1, 2, … by piece in each row: only equality has a meaning."""
+    row_ids: Tensor
+    """int64 `[B]`, which row of the source each row is; −1 for the padding of an evaluation."""
+    reference_ce: Tensor | None = None
+    """float32 `[B, S]`, nats, by target position."""
+    token_labels: Tensor | None = None
+    """int64 `[B, S]`, 0 unlabeled, k for the source's `label_names[k − 1]`: the corpus's own notes on its tokens."""
+    rewards: Tensor | None = None
+    """float32 `[B, S]`, NaN where unknown."""
+    pairs: Tensor | None = None
+    """int64 `[B, S]`, +p chosen, −p rejected, 0 neither."""
 
     def to(self, device: torch.device | str) -> "Batch":
-        """A copy on a device; from pinned memory it does not wait."""
+        """Copy it to a device; from pinned memory it does not wait."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """A copy in page-locked memory; torch's DataLoader calls this."""
+        """Copy it to page-locked memory; torch's DataLoader calls this."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
@@ -41,7 +50,7 @@ class Batch:
 
 
 def collate(rows: pa.Table, row_ids: np.ndarray, reference_ce: pa.Table | None = None) -> Batch:
-    """Of B rows in the columns of `packing.pack`, with their scores if there are any."""
+    """Return the batch of B rows in the columns of `packing.pack`, with their scores if there are any."""
     flat = {name: pc.list_flatten(rows[name]).to_numpy() for name in rows.column_names}
     lengths = flat["document_lengths"]  # [pieces of all rows], a row's pieces sum to S
 
@@ -61,7 +70,7 @@ def collate(rows: pa.Table, row_ids: np.ndarray, reference_ce: pa.Table | None =
         reference_ce=None
         if reference_ce is None
         else per_token(pc.list_flatten(reference_ce["reference_ce"]).to_numpy(), np.float32),
-        noise=per_token(flat["noise"]) if "noise" in flat else None,
+        token_labels=per_token(flat["noise"]) if "noise" in flat else None,
         rewards=per_piece(flat["rewards"], np.float32) if "rewards" in flat else None,
         pairs=per_piece(flat["pairs"]) if "pairs" in flat else None,
     )

@@ -6,12 +6,12 @@ The rows are scored in shards; one appears by a rename when it is complete, so a
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch.distributed as dist
 from torch import Tensor
 
 from wmtp_core.errors import UserError
@@ -27,73 +27,92 @@ from wmtp_train.data.scores import (
     partial_folder,
     read_fingerprint,
 )
-from wmtp_train.ranks.collective import all_gather_object, describe
+from wmtp_train.ranks.collective import describe
+from wmtp_train.ranks.mesh import Mesh
 
 SHARD_ROWS = 512
 
 
-def score(
-    prepared: PreparedData,
-    token_losses: Callable[[Batch], Tensor],
-    output: str | Path,
-    reference_fingerprint: str,
-    rank: int,
-    world: int,
-    micro_batch: int,
-    progress: Callable[[int, int], None] | None = None,
-    dtype: str = "float32",
-    computed_in: str = "float32",
-    in_step: bool = False,
-) -> None:
-    """Writes the score folder `output` that `scores.load_scores` opens; returns at once where it is there already.
+@dataclass(frozen=True)
+class ScoringJob:
+    """Reference losses of all rows of a set, and the folder that they go to.
 
-    `token_losses` maps a batch (CPU tensors) to −log P_ref of each token, [B, S] in nats by target position.
-    Process `rank` of `world` takes the shards rank, rank + world, … that are not done yet, and rank 0 joins them after
-    a barrier of torch.distributed, where that runs. `progress(done, total)` gets this process's rows after each batch.
-    `dtype` "float16" halves the folder, and puts each loss within 2^-11 of itself or 2^-25 nats; `computed_in` is the
-    reference's dtype.
-    `in_step`: all processes (of torch.distributed) call `token_losses` equally often, as a reference that is sharded
-    over them needs; one with fewer rows left than another goes on with rows of no meaning.
+    Process r of R takes the shards r, r + R, … that are not done yet, and rank 0 joins them after a barrier.
 
-    Raises UserError where `output`, finished or not, was made with something else or cannot be written, where a loss is
-    not finite, and where shards are missing because not all processes ran.
+    Args:
+        prepared: the rows.
+        token_losses: from a batch (CPU tensors) to −log P_ref of each token, `[B, S]` in nats by target position.
+        output: the folder, which `scores.load_scores` opens.
+        reference: the fingerprint of the reference's weights.
+        mesh: the processes.
+        micro_batch: rows of a batch.
+        dtype: of the stored losses; "float16" halves the folder, and puts each within 2^-11 of itself or 2^-25 nats.
+        computed_in: the reference's dtype.
+        lockstep: all processes call `token_losses` equally often, as a reference that is sharded over them needs; one
+            with fewer rows left than another goes on with rows of no meaning.
+        progress: gets this process's rows, done and in all, after each batch.
     """
-    output = Path(output)
-    wanted = prepared.fingerprint | {"reference": reference_fingerprint, "dtype": dtype, "computed_in": computed_in}
-    if output.is_dir() and any(output.iterdir()):
-        load_scores(output, prepared, reference_fingerprint)
-        check_fingerprint(output, wanted)
-        return
-    partial = partial_folder(output)
-    with _writing(output):
-        partial.mkdir(parents=True, exist_ok=True)
-        if not (partial / FINGERPRINT_FILE).is_file():
-            aside = partial / f"{FINGERPRINT_FILE}.{rank}"
-            write_json(aside, wanted)
-            aside.rename(partial / FINGERPRINT_FILE)
-    check_fingerprint(partial, wanted)
 
-    owed = [shard for shard in list(_shards(prepared))[rank::world] if not _shard_file(partial, shard).is_file()]
-    total = sum(len(shard) for shard in owed)
-    done = 0
-    idle_batches = _idle_batches(owed, micro_batch) if in_step else 0
-    for shard in owed:
-        losses = []
-        for batch in _batches(prepared, shard, micro_batch):
-            losses.append(_finite(token_losses(batch), batch))
-            done += len(batch.row_ids)
-            if progress:
-                progress(done, total)
-        values = np.concatenate(losses) * _scored_tokens(prepared, shard)
-        with _writing(output):
-            _write_shard(_shard_file(partial, shard), values.astype(dtype), rank)
-    for _ in range(idle_batches):
-        token_losses(PackedRows(prepared)[[0] * micro_batch])
-    _barrier()
-    if rank == 0:
-        with _writing(output):
-            _join(prepared, partial, output)
-    _barrier()
+    prepared: PreparedData
+    token_losses: Callable[[Batch], Tensor]
+    output: Path
+    reference: str
+    mesh: Mesh
+    micro_batch: int
+    dtype: str = "float32"
+    computed_in: str = "float32"
+    lockstep: bool = False
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+    def run(self) -> None:
+        """Write the score folder; return at once where it is there already.
+
+        Raises:
+            UserError: the folder, finished or not, was made with something else or cannot be written; a loss is not
+                finite; shards are missing because not all processes ran.
+        """
+        fingerprint = {"reference": self.reference, "dtype": self.dtype, "computed_in": self.computed_in}
+        wanted = self.prepared.fingerprint | fingerprint
+        if self.output.is_dir() and any(self.output.iterdir()):
+            load_scores(self.output, self.prepared, self.reference)
+            check_fingerprint(self.output, wanted)
+            return
+        partial = partial_folder(self.output)
+        with _writing(self.output):
+            partial.mkdir(parents=True, exist_ok=True)
+            if not (partial / FINGERPRINT_FILE).is_file():
+                aside = partial / f"{FINGERPRINT_FILE}.{self.mesh.rank}"
+                write_json(aside, wanted)
+                aside.rename(partial / FINGERPRINT_FILE)
+        check_fingerprint(partial, wanted)
+        self._score_shards(partial)
+        self.mesh.barrier()
+        if self.mesh.is_first:
+            with _writing(self.output):
+                _join(self.prepared, partial, self.output)
+        self.mesh.barrier()
+
+    def _score_shards(self, partial: Path) -> None:
+        prepared, mine = self.prepared, list(_shards(self.prepared))[self.mesh.rank :: self.mesh.world]
+        owed = [shard for shard in mine if not _shard_file(partial, shard).is_file()]
+        idle_batches = self._idle_batches(owed) if self.lockstep else 0
+        done, total = 0, sum(map(len, owed))
+        for shard in owed:
+            losses = []
+            for batch in _batches(prepared, shard, self.micro_batch):
+                losses.append(_finite(self.token_losses(batch), batch))
+                done += len(batch.row_ids)
+                self.progress(done, total)
+            values = np.concatenate(losses) * _scored_tokens(prepared, shard)
+            with _writing(self.output):
+                _write_shard(_shard_file(partial, shard), values.astype(self.dtype), self.mesh.rank)
+        for _ in range(idle_batches):
+            self.token_losses(PackedRows(prepared)[[0] * self.micro_batch])
+
+    def _idle_batches(self, owed: list[range]) -> int:
+        """Return how many batches the busiest process owes beyond this one's."""
+        mine = sum(-(-len(shard) // self.micro_batch) for shard in owed)
+        return max(self.mesh.all_gather_object(mine)) - mine
 
 
 @contextmanager
@@ -102,7 +121,7 @@ def _writing(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"scores {output} cannot be written: {describe(error)}; make room or mend the folder, and start again: "
+            f"scores {output} cannot be written: {describe(error)}; make room or fix the folder, and start again: "
             "what is scored is kept"
         ) from error
 
@@ -122,12 +141,6 @@ def _batches(prepared: PreparedData, shard: range, micro_batch: int) -> Iterator
         yield packed_rows[list(range(start, min(start + micro_batch, shard.stop)))]
 
 
-def _idle_batches(owed: list[range], micro_batch: int) -> int:
-    """How many batches the busiest process owes beyond this one's."""
-    mine = sum(-(-len(shard) // micro_batch) for shard in owed)
-    return max(all_gather_object(mine)) - mine
-
-
 def _finite(losses: Tensor, batch: Batch) -> np.ndarray:
     assert losses.shape == batch.input_ids.shape, f"token_losses gave {tuple(losses.shape)}"
     losses = losses.float().cpu()
@@ -138,7 +151,7 @@ def _finite(losses: Tensor, batch: Batch) -> np.ndarray:
 
 
 def _scored_tokens(prepared: PreparedData, shard: range) -> np.ndarray:
-    """bool [rows, S]: False in the padding and at the first token of each piece, which nothing predicts."""
+    """Return bool [rows, S]: False in the padding and at the first token of each piece, which nothing predicts."""
     table = prepared.rows.with_format("arrow")[shard.start : shard.stop]
     lengths, documents = (pc.list_flatten(table[name]).to_numpy() for name in ("document_lengths", "document_ids"))
     scored = np.repeat(documents >= 0, lengths)
@@ -155,7 +168,7 @@ def _write_shard(path: Path, values: np.ndarray, rank: int) -> None:
 
 
 def _join(prepared: PreparedData, partial: Path, output: Path) -> None:
-    """Publishes the score folder; the shards go only after that, so a kill in between loses nothing."""
+    """Publish the score folder; the shards go only after that, so a kill in between loses nothing."""
     files = [_shard_file(partial, shard) for shard in _shards(prepared)]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -169,8 +182,3 @@ def _join(prepared: PreparedData, partial: Path, output: Path) -> None:
     write_json(complete / FINGERPRINT_FILE, read_fingerprint(partial))
     publish(complete, output)
     shutil.rmtree(partial)
-
-
-def _barrier() -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()

@@ -1,4 +1,4 @@
-"""A run's settings beside its final figures, in TensorBoard's HPARAMS tab, where runs can be compared."""
+"""A run's settings beside its final metrics, in TensorBoard's HPARAMS tab, where runs can be compared."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from torch.utils.tensorboard.summary import hparams
 from wmtp_train.settings.schema import Settings
 
 
-def write_hparams(folder: Path, settings: Settings, figures: dict[str, float]) -> None:
-    """Add the settings that tell runs apart, and the figures as `final/…`, to the events in `folder`."""
+def write_hparams(folder: Path, settings: Settings, metrics: dict[str, float]) -> None:
+    """Add the settings that tell runs apart, and the metrics as `final/…`, to the events in `folder`."""
     chosen = {
         "algo": settings.algo,
         "steps": settings.steps,
@@ -26,7 +26,7 @@ def write_hparams(folder: Path, settings: Settings, figures: dict[str, float]) -
         "reference": str(settings.reference.source),
         "deepspeed_config": str(settings.deepspeed_config),
     }
-    final = {f"final/{name}": value for name, value in figures.items()}
+    final = {f"final/{name}": value for name, value in metrics.items()}
     # `SummaryWriter.add_hparams` would make a second file of events, by default in a folder named by the clock.
     with SummaryWriter(str(folder)) as writer:
         for summary in hparams(chosen, final):

@@ -25,10 +25,10 @@ class Monitor:
             noise = {"kept by kind": ["Multiline", [r"^noise/kept/.*"]], "selection": ["Multiline", [r"^noise/[pr].*"]]}
             self._writer.add_custom_scalars({"heads": heads, "held-out loss by head": held_out, "noise": noise})
 
-    def write(self, figures: dict[str, float], step: int) -> None:
+    def write(self, metrics: dict[str, float], step: int) -> None:
         """Add one point per tag at `step`, the number of optimizer steps done."""
         if self._writer is not None:
-            for tag, value in figures.items():
+            for tag, value in metrics.items():
                 self._writer.add_scalar(tag, value, step)
             self._writer.flush()
 

@@ -1,30 +1,25 @@
-"""The processes of a run: how they start, agree and end."""
+"""How the processes of a run start and end."""
 
-import logging
 import os
 import random
 import re
-import signal
 import socket
 import sys
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
-import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
-from deepspeed.constants import default_pg_timeout
 
 from wmtp_core import UserError
-from wmtp_train.ranks.collective import run_on_all_ranks
-from wmtp_train.ranks.preemption import REQUEUE, Interrupted, pending_signal
+from wmtp_train.engines.deepspeed.start import STEP_TIMEOUT, init_process_group
+from wmtp_train.ranks.mesh import Mesh
+from wmtp_train.ranks.preemption import REQUEUE, Interrupted
 from wmtp_train.ranks.slurm import srun_variables
-
-Result = TypeVar("Result")
 
 # Rank 0 may prepare a large corpus while the others wait for it.
 _PREPARATION = timedelta(hours=2)
@@ -32,102 +27,61 @@ _PREPARATION = timedelta(hours=2)
 # What a peer's end looks like. Gloo has no exception class of its own; torch hands on its words, and NCCL's.
 _LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "imed out", "ncclRemoteError")
 
-# The stop signals are agreed on over the CPU, so that no step waits for the accelerator.
-_stop_group: dist.ProcessGroup | None = None
 
+def start_processes() -> Mesh:
+    """Join the process group that the launcher laid out in the environment; without a launcher, be a group of one.
 
-def start_processes() -> None:
-    """Join the process group that the launcher laid out in the environment; without a launcher, be a group of one."""
-    if dist.is_initialized():
-        return
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    Every rank must call it, and equally often: each call makes a control group.
+
+    Returns:
+        The mesh of this process.
+    """
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
-    if "RANK" not in os.environ:
-        os.environ.update(srun_variables(os.environ))
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in alone.items()})
-    if not torch.cuda.is_available():
-        # Otherwise DeepSpeed compiles a C++ collective that training does not use, and a kill meanwhile leaves a lock.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if torch.cuda.is_available():
-        torch.cuda.set_device(device())  # before the first collective, which would have to guess
-    deepspeed.init_distributed(verbose=False)
-    if world := world_group():
-        global _stop_group
-        _stop_group = dist.new_group(backend="gloo", timeout=default_pg_timeout)
-        world.set_timeout(_PREPARATION)
+    if not dist.is_initialized():
+        if "RANK" not in os.environ:
+            os.environ.update(srun_variables(os.environ))
+        if "RANK" not in os.environ:
+            os.environ.update(_alone())
+        if torch.cuda.is_available():
+            torch.cuda.set_device(_device())  # before the first collective, which would have to guess
+        init_process_group()
+    world, everyone = dist.get_world_size(), dist.group.WORLD
+    assert everyone is not None
+    control = everyone if world == 1 else dist.new_group(backend="gloo", timeout=STEP_TIMEOUT)
+    everyone.set_timeout(_PREPARATION)
+    return Mesh(dist.get_rank(), world, _device(), everyone, control)
 
 
-def device() -> torch.device:
-    """Where this process computes."""
+def _alone() -> dict[str, str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in alone.items()}
+
+
+def _device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device("cpu")
 
 
-def world_group() -> dist.ProcessGroup | None:
-    """The group of all data-parallel ranks; None for one process, where nothing has to be agreed on."""
-    return dist.group.WORLD if dist.get_world_size() > 1 else None
+def set_step_timeout(mesh: Mesh, engine_group: dist.ProcessGroup) -> None:
+    """Expect steps from here on: a rank that does not answer within `STEP_TIMEOUT` ends the run.
 
-
-def rank0_first(work: Callable[[], Result], what: str) -> Result:
-    """Do the same work on every rank, rank 0 first: it fills a cache that the others then find.
+    Preparing data may take 2 hours before.
 
     Args:
-        work, what: as of `together`, which tells of every rank's failure in the same way.
-    """
-    remedy = "mend that, and start again"
-    first = dist.get_rank() == 0
-    filled = run_on_all_ranks(lambda: work() if first else None, what, remedy)
-    found = run_on_all_ranks(lambda: None if first else work(), what, remedy)
-    return filled if first else found  # type: ignore[return-value]  # what `work` gave here
-
-
-def fail_on_all_ranks(message: str) -> NoReturn:
-    """End every rank for something that all of them know: rank 0 says it, and the others stay silent.
-
-    Raises:
-        UserError: on rank 0; the others end with the same exit code 2.
-    """
-    if dist.get_rank() == 0:
-        raise UserError(message)
-    sys.exit(2)
-
-
-def set_step_timeout(engine_group: dist.ProcessGroup) -> None:
-    """From here on the ranks work in step: one that does not answer within DeepSpeed's timeout ends the run.
-
-    That is 10 minutes, or as many as `DEEPSPEED_TIMEOUT` says; preparing data may take 2 hours before.
-
-    Args:
+        mesh: the processes.
         engine_group: in which the engine's collectives run, a group of its own.
     """
-    if world := world_group():
-        for group in (world, engine_group):
-            group.set_timeout(default_pg_timeout)
-
-
-def raise_if_preempted() -> None:
-    """Stop all ranks here if one of them was sent a stop signal. Every rank must call it; it waits for no accelerator.
-
-    Raises:
-        Interrupted: on every rank, naming the signal.
-    """
-    noted = torch.tensor(pending_signal())
-    if dist.get_world_size() > 1:
-        assert _stop_group is not None, "start_processes makes it"
-        dist.all_reduce(noted, op=dist.ReduceOp.MAX, group=_stop_group)
-    if number := int(noted):
-        raise Interrupted(f"stopped by {signal.Signals(number).name}")
+    for group in (mesh.data_parallel, engine_group):
+        group.set_timeout(STEP_TIMEOUT)
 
 
 def seed_everything(seed: int) -> None:
-    """The same initial weights on every rank."""
+    """Seed Python's, numpy's and torch's generators, alike on every rank."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -137,9 +91,10 @@ def run(main: Callable[[], None], then: str = "--resume goes on from the newest 
     """Run a launch script and end its process, the process group in any case.
 
     One line on stderr says why, with exit code 2 for a `UserError`, 75 (`REQUEUE`) for `Interrupted`, and 1 where
-    another process has ended or hangs. An error of ours keeps its traceback.
+    another process has ended or hangs. A bug in WMTP keeps its traceback.
 
     Args:
+        main: the script.
         then: how to go on after another process has ended.
     """
     code = 0

@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import torch
+import torch.distributed as dist
+
+from wmtp_train.ranks.mesh import Mesh
+
 REQUEUE = os.EX_TEMPFAIL
 """Exit code 75, "try again later": the run is kept, and the same command with --resume goes on."""
 
@@ -40,12 +45,25 @@ def catch_stop_signals() -> Iterator[None]:
 
 
 def pending_signal() -> int:
-    """The number of the first stop signal that this process was sent; 0 for none."""
+    """Return the number of the first stop signal that this process was sent; 0 for none."""
     return _noted[0] if _noted else 0
 
 
+def raise_if_preempted(mesh: Mesh) -> None:
+    """Stop all ranks here if one of them was sent a stop signal. Every rank must call it; it waits for no accelerator.
+
+    Raises:
+        Interrupted: on every rank, naming the signal.
+    """
+    pending = torch.tensor(pending_signal())
+    if mesh.world > 1:
+        dist.all_reduce(pending, op=dist.ReduceOp.MAX, group=mesh.control)
+    if number := int(pending):
+        raise Interrupted(f"stopped by {signal.Signals(number).name}")
+
+
 def ignore_stop_signals_unless_parent(worker: int) -> None:
-    """In a process that reads batches ahead: only its parent ends it, so a signal to the whole job breaks no step.
+    """Let only the parent end a process that reads batches ahead, so that a signal to the whole job breaks no step.
 
     Args:
         worker: its number, which `DataLoader` gives to a `worker_init_fn`.

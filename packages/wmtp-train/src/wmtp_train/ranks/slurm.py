@@ -7,7 +7,7 @@ from wmtp_core import UserError
 
 
 def srun_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of a task of srun; empty for any other process.
+    """Return RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of a task of srun; empty for any other process.
 
     Batch scripts and salloc's shells have no step. A step of one task is a process like any other: that is what
     `srun --pty bash` and interactive steps are, and what a batch script inherits that was submitted from one of those.

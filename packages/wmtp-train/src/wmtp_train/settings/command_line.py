@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def load_settings(argv: list[str] | None = None, tiny_config: Path | None = None) -> Settings:
-    """Settings from the command line, the environment and the YAML file that `--config` names.
+    """Read settings from the command line, the environment and the YAML file that `--config` names.
 
     Args:
         argv: arguments without the program's name; by default this process's own.
@@ -46,20 +46,26 @@ def load_settings(argv: list[str] | None = None, tiny_config: Path | None = None
     for variable in os.environ:
         field = variable.removeprefix("WMTP_").split("__")[0].lower()
         if variable.startswith("WMTP_") and field not in Settings.model_fields:
-            raise UserError(
-                f"environment variable {variable}: there is no setting {field!r}; unset it or mend its name"
-            )
+            raise UserError(f"environment variable {variable}: there is no setting {field!r}; unset it or fix its name")
     from_file = _read_yaml(path)
     for section, key in (("model", "config"), ("data", "evaluate")):
         given = any(argument.split("=")[0] == f"--{section}.{key}" for argument in arguments)
         if given and isinstance(from_file.get(section), dict):
             from_file[section].pop(key, None)  # no mixture of two models, or of two lists of sets
     try:
-        return Settings(_cli_parse_args=arguments, **from_file)
+        settings = Settings(_cli_parse_args=arguments, **from_file)
     except ValidationError as error:
         raise UserError("; ".join(_describe(e) for e in error.errors())) from error
     except SettingsError as error:
         raise UserError(f"command line: {error}; --help lists every setting") from error
+    if settings.tiny and "output_dir" not in settings.model_fields_set:
+        return settings.model_copy(update={"output_dir": tiny_output(settings.algo)})
+    return settings
+
+
+def tiny_output(algo: str) -> Path:
+    """Return where a tiny run of an algorithm goes, if no `output_dir` is named."""
+    return Path("runs/tiny") / algo
 
 
 def _read_yaml(path: Path | None) -> dict[str, Any]:
@@ -76,7 +82,7 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: a mapping of settings is expected, like `steps: 1000`")
     if odd := [key for key in content if not isinstance(key, str) or key.startswith("_")]:
-        raise UserError(f"--config {path}: the key {odd[0]!r} is not the name of a setting; mend or remove it")
+        raise UserError(f"--config {path}: the key {odd[0]!r} is not the name of a setting; fix or remove it")
     return content
 
 

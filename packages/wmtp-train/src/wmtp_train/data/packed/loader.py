@@ -1,7 +1,7 @@
 """Batches for a rank, in training and in evaluation.
 
 A global micro-batch of R ranks and m rows each is R·m consecutive rows of one order that all ranks share; rank r holds
-its rows r·m … r·m+m−1. So another number of processes deals the same rows differently, and no row is seen twice.
+its rows r·m … r·m+m−1. So another number of processes assigns the same rows differently, and no row is seen twice.
 """
 
 import itertools
@@ -19,19 +19,25 @@ from wmtp_train.ranks.preemption import ignore_stop_signals_unless_parent
 
 
 def rank_rows(
-    num_rows: int, micro_batch: int, rank: int, world: int, seed: int, consumed_samples: int
+    num_rows: int, micro_batch: int, rank: int, world: int, seed: int, consumed_rows: int
 ) -> Iterator[list[int]]:
-    """The rows of each micro-batch of a rank, without end, after `consumed_samples` rows over all ranks."""
-    for start in itertools.count(consumed_samples + rank * micro_batch, world * micro_batch):
+    """Yield the rows of each micro-batch of a rank, without end, after `consumed_rows` rows over all ranks."""
+    for start in itertools.count(consumed_rows + rank * micro_batch, world * micro_batch):
         yield stream_rows(num_rows, seed, start, start + micro_batch).tolist()
 
 
 class TrainLoader(Iterator[Batch]):
     """An endless iterator of this rank's training batches, [micro_batch, S] each.
 
-    `consumed_samples` counts the rows that all ranks have been given since the run began, whatever was prefetched:
-    a loader that is built with it goes on exactly there, with any world size and micro-batch.
-    `workers` processes prefetch two batches each; with 0 a batch is made when it is asked for.
+    Args:
+        prepared: the rows.
+        scores: the reference's losses on them, or None.
+        micro_batch: rows of a batch.
+        rank, world: of this process.
+        seed: of the order.
+        consumed_rows: given to all ranks before; the loader goes on exactly there, with any world size and micro-batch.
+        workers: processes that prefetch two batches each; with 0 a batch is made when it is asked for.
+        pin_memory: put batches into page-locked memory.
     """
 
     def __init__(
@@ -42,16 +48,16 @@ class TrainLoader(Iterator[Batch]):
         rank: int,
         world: int,
         seed: int,
-        consumed_samples: int,
+        consumed_rows: int,
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.consumed_samples = consumed_samples
+        self._consumed_rows = consumed_rows
         self._global_micro_batch = world * micro_batch
         loader = DataLoader(
             PackedRows(prepared, scores),
             batch_size=None,  # the sampler's lists of rows are the batches
-            sampler=rank_rows(len(prepared.rows), micro_batch, rank, world, seed, consumed_samples),
+            sampler=rank_rows(len(prepared.rows), micro_batch, rank, world, seed, consumed_rows),
             num_workers=workers,
             pin_memory=pin_memory,
             worker_init_fn=ignore_stop_signals_unless_parent,
@@ -61,8 +67,12 @@ class TrainLoader(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
-        self.consumed_samples += self._global_micro_batch
+        self._consumed_rows += self._global_micro_batch
         return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many rows all ranks have been given since the run began, whatever was prefetched."""
+        return {"consumed_rows": self._consumed_rows}
 
 
 def evaluation_batches(
@@ -73,7 +83,7 @@ def evaluation_batches(
     world: int,
     max_rows: int | None = None,
 ) -> Iterator[Batch]:
-    """Every row (or `max_rows` evenly spaced ones) once over the ranks; as many [micro_batch, S] batches on each rank.
+    """Yield every row (or `max_rows` evenly spaced ones) once over the ranks, as many [micro_batch, S] batches on each.
 
     What is missing from the last global batch is filled with rows of no meaning: row id -1, all labels -100, rewards
     NaN, pairs 0.

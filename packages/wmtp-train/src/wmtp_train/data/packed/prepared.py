@@ -26,14 +26,14 @@ class PreparedData:
     """Packed rows and what is known of them.
 
     `rows` has the columns that `packing.pack` names; `fingerprint` the SHA-256 (hex) of "corpus", "tokenizer" and
-    "packing"; `kinds[k - 1]` is the name of noise kind k; `tokens` counts the tokens without the padding.
+    "packing"; `label_names[k - 1]` is the name of token label k; `tokens` counts the tokens without the padding.
     """
 
     path: Path
     rows: datasets.Dataset
     fingerprint: dict[str, str]
     sequence_length: int
-    kinds: list[str]
+    label_names: list[str]
     documents: int
     tokens: int
     max_token_id: int
@@ -63,7 +63,7 @@ class PreparedData:
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             rows = open_arrow(path / "rows.arrow", manifest.pop("rows"), remedy)
-            return PreparedData(path=path, rows=rows, **manifest)
+            return PreparedData(path=path, rows=rows, label_names=manifest.pop("kinds"), **manifest)
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"prepared data {path}: its manifest.json is damaged or of an older version: {remedy}"

@@ -12,37 +12,39 @@ import shutil
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from deepspeed import zero
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.engine import DeepSpeedEngine
 
 from wmtp_train.ranks.collective import run_on_rank0
+from wmtp_train.ranks.mesh import Mesh
 
-# How torch says that the disk is full, where it opened the file itself.
+# What torch raises when the disk is full, where it opened the file itself.
 _CANNOT_WRITE = ("inline_container", "PytorchStreamWriter")
 
 
-def load_resharded(engine: DeepSpeedEngine, path: Path, saved_world: int) -> None:
+def load_resharded(engine: DeepSpeedEngine, path: Path, saved_world: int, mesh: Mesh) -> None:
     """Load what `saved_world` processes saved, at ZeRO stage 1, 2 or 3. Every rank must call it."""
     universal = path.with_name(f".{path.name}.universal.partial")
     try:
-        run_on_rank0(lambda: _convert(path, universal), f"checkpoint {path} cannot be converted to another world size")
+        run_on_rank0(
+            mesh, lambda: _convert(path, universal), f"checkpoint {path} cannot be converted to another world size"
+        )
         engine._config.load_universal_checkpoint = True  # read at each load, like `checkpoint: {load_universal: true}`
         loaded, _ = engine.load_checkpoint(str(universal.parent), tag=universal.name)
         assert loaded is not None, "DeepSpeed only warns of a checkpoint that it cannot load"
-        _load_frozen(engine, path, saved_world)
+        _load_frozen(engine, path, saved_world, mesh)
         if engine.zero_optimization_stage() == 3:
             _fix_optimizer_state(engine.optimizer.optimizer, universal)
-        dist.barrier()
+        mesh.barrier()
     finally:
         engine._config.load_universal_checkpoint = False
-        if dist.get_rank() == 0:
+        if mesh.is_first:
             shutil.rmtree(universal, ignore_errors=True)
 
 
 @torch.no_grad()
-def _load_frozen(engine: DeepSpeedEngine, path: Path, saved_world: int) -> None:
+def _load_frozen(engine: DeepSpeedEngine, path: Path, saved_world: int, mesh: Mesh) -> None:
     """Frozen parameters and saved buffers, which a universal load leaves as they are."""
     sharded = engine.zero_optimization_stage() == 3
     names = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(saved_world)]
@@ -62,7 +64,7 @@ def _load_frozen(engine: DeepSpeedEngine, path: Path, saved_world: int) -> None:
             continue
         parts = torch.cat([state["frozen_param_fragments"][name] for state in states])  # and padding
         with zero.GatheredParameters([parameter], modifier_rank=0):
-            if dist.get_rank() == 0:
+            if mesh.is_first:
                 parameter.copy_(parts[: parameter.numel()].view_as(parameter))
 
 

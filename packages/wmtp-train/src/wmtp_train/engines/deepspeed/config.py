@@ -1,0 +1,109 @@
+"""DeepSpeed's JSON file, checked: DeepSpeed itself passes over what it does not know."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
+
+from wmtp_core import UserError
+
+# DeepSpeed ignores an unknown top-level key in silence, so a typing error would train something else.
+_KNOWN_KEYS = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "bf16", "fp16",
+    "torch_autocast", "data_types", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients",
+    "communication_data_type", "steps_per_print", "wall_clock_breakdown", "dump_state", "aio", "compile",
+    "comms_logger", "flops_profiler", "activation_checkpointing", "checkpoint", "tensorboard", "csv_monitor",
+    "memory_breakdown", "seq_parallel_communication_data_type", "disable_allgather",
+}  # fmt: skip
+
+_SECTIONS = {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config, "fp16": DeepSpeedFP16Config}
+
+
+def read_deepspeed_config(path: Path, world_size: int) -> dict[str, Any]:
+    """Return DeepSpeed's JSON with its batch sizes completed for this world size.
+
+    Raises:
+        UserError: a missing or broken file, an unknown key, batch sizes or precisions that contradict each other, or
+            what DeepSpeed is known to compute wrongly.
+    """
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"deepspeed_config {path}: {str(error.strerror).lower()}; ds_configs holds one per ZeRO stage"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"deepspeed_config {path}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"deepspeed_config {path}: an object of settings is expected; ds_configs holds examples")
+    for key in config.keys() - _KNOWN_KEYS:
+        close = difflib.get_close_matches(key, _KNOWN_KEYS, n=1)
+        advice = f"did you mean {close[0]!r}?" if close else "remove it"
+        if key in ("optimizer", "scheduler"):
+            advice = "set learning rate and schedule in the settings, under `optimizer`"
+        if key in ("wandb", "comet"):  # where they are not installed, rank 0 alone would end
+            advice = "remove it: metrics go to TensorBoard"
+        raise UserError(f"deepspeed_config {path}: {key!r} is not used here; {advice}")
+    for section in ("zero_optimization", "bf16", "fp16", "torch_autocast"):
+        if not isinstance(config.get(section, {}), dict):
+            raise UserError(f"deepspeed_config {path}: {section} is {config[section]!r}; give an object, like {{}}")
+    clipping = config.get("gradient_clipping", 0)
+    if isinstance(clipping, bool) or not isinstance(clipping, int | float) or clipping < 0:
+        raise UserError(f"deepspeed_config {path}: gradient_clipping is {clipping!r}; give a norm, or 0 for none")
+    for section, model in _SECTIONS.items():
+        try:
+            model(**config.get(section, {}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"deepspeed_config {path}: {section}.{name}: {first['msg']}; fix or remove it") from error
+    _check_precision(config, path)
+    if "offload_optimizer" in config.get("zero_optimization", {}):
+        # The optimizer is torch's AdamW wherever its state lies; DeepSpeed's own would be compiled for minutes.
+        config.setdefault("zero_force_ds_cpu_optimizer", False)
+    _complete_batch_sizes(config, path, world_size)
+    return config
+
+
+def _check_precision(config: dict[str, Any], path: Path) -> None:
+    enabled = {name: config.get(name, {}).get("enabled", False) for name in ("bf16", "fp16", "torch_autocast")}
+    for name, value in enabled.items():
+        if not isinstance(value, bool):
+            raise UserError(f"deepspeed_config {path}: {name}.enabled is {value!r}; give true or false")
+    bf16, fp16, autocast = enabled.values()
+    stage = DeepSpeedZeroConfig(**config.get("zero_optimization", {})).stage
+    if bf16 + fp16 + autocast > 1:
+        raise UserError(f"deepspeed_config {path}: more than one of bf16, fp16 and torch_autocast is enabled; keep one")
+    if fp16 and not torch.cuda.is_available():
+        raise UserError(f"deepspeed_config {path}: fp16 does not train on a CPU; enable bf16, or neither")
+    if bf16 and stage == 0:
+        raise UserError(f"deepspeed_config {path}: DeepSpeed's bf16 is wrong at ZeRO stage 0; use stage 1, 2 or 3")
+    if stage == 0 and (fp16 or (autocast and config["torch_autocast"].get("dtype") == "float16")):
+        # There gradients are scaled when their norm is looked at.
+        raise UserError(f"deepspeed_config {path}: float16 is not for ZeRO stage 0; use stage 1, 2 or 3")
+
+
+def _complete_batch_sizes(config: dict[str, Any], path: Path, world_size: int) -> None:
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    for name in names:
+        value = config.get(name, 1)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"deepspeed_config {path}: {name} is {value!r}; give a whole number of at least 1")
+    total, micro, accumulation = (config.get(name) for name in names)
+    if micro is None:
+        share = total // (world_size * (accumulation or 1)) if total else 1
+        micro = max(1, share)
+    if accumulation is None:
+        accumulation = max(1, total // (world_size * micro)) if total else 1
+    if total is not None and total != micro * accumulation * world_size:
+        raise UserError(
+            f"deepspeed_config {path}: train_batch_size {total} is not train_micro_batch_size_per_gpu {micro} × "
+            f"gradient_accumulation_steps {accumulation} × {world_size} processes; fix one of them or leave it out"
+        )
+    config.update(zip(names, (micro * accumulation * world_size, micro, accumulation), strict=True))

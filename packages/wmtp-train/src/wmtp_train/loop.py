@@ -1,0 +1,163 @@
+"""The training loop, sealed: an algorithm hands it a step and never changes it."""
+
+import time
+from dataclasses import replace
+from functools import partial
+
+import torch
+from tqdm import tqdm
+
+from wmtp_train.atomic_io import write_json
+from wmtp_train.checkpoint.final_model import save_results
+from wmtp_train.checkpoint.lock import run_lock
+from wmtp_train.checkpoint.rng import reseed
+from wmtp_train.checkpoint.run_checkpoints import RunCheckpoints
+from wmtp_train.engines.base import Engine
+from wmtp_train.metrics.accumulator import MetricAccumulator
+from wmtp_train.metrics.tensorboard import Monitor
+from wmtp_train.ranks.collective import run_on_rank0
+from wmtp_train.ranks.lifecycle import set_step_timeout
+from wmtp_train.ranks.preemption import Interrupted, raise_if_preempted
+from wmtp_train.run import Run
+
+
+class Loop:
+    """Trains an opened run: steps, logs, evaluations, checkpoints, and the final model.
+
+    Args:
+        run: what is trained.
+        engine: that owns the run's policy.
+
+    Attributes:
+        number: optimizer steps done.
+        gradient_norm: global norm of the newest step's gradient, before clipping.
+        metrics: the newest held-out metrics by `set/metric`.
+    """
+
+    def __init__(self, run: Run, engine: Engine) -> None:
+        self.run = replace(run, step=replace(run.step, policy=engine))
+        self.settings, self.mesh, self.engine = run.settings, run.mesh, engine
+        reseed(run.settings.seed, 0, run.mesh)  # initial weights were drawn alike; what dropout draws is a rank's own
+        self.checkpoints = RunCheckpoints(run.settings, run.mesh, engine, run.fingerprint)
+        self.accumulator = MetricAccumulator(run.step.horizon, run.train.contents.label_names, run.mesh)
+        self.number = 0
+        self.metrics: dict[str, float] = {}
+        self.gradient_norm = torch.zeros(())
+        self._evaluated = -1
+
+    def train(self) -> dict[str, float]:
+        """Train to `settings.steps`; returns the final held-out metrics, by `set/metric`.
+
+        Raises:
+            UserError: another run holds the folder, a checkpoint does not fit, a disk is full, a loss is not finite.
+            Interrupted: a stop signal came; what was trained is in a checkpoint.
+        """
+        with run_lock(self.settings.output_dir, self.mesh):
+            self.number, state = self.checkpoints.resume()
+            self.batches = self.run.train.training_batches(
+                self.mesh, self.run.micro_batch, self.settings.seed, state, self.settings.data.workers
+            )
+            resumed_at = self.number
+            set_step_timeout(self.mesh, self.engine.group)
+            try:
+                return self._run_steps()
+            except Interrupted as stop:
+                if self.number > resumed_at:
+                    self.save(metrics={})  # without an evaluation, for which there may be no time
+                raise Interrupted(
+                    f"{stop} after {self.number} of {self.settings.steps} steps; {self.checkpoints.last_good()}; "
+                    "the same command with --resume goes on"
+                ) from None
+
+    def _run_steps(self) -> dict[str, float]:
+        """Take the steps that are left, evaluations and checkpoints among them, and end the run."""
+        settings, mesh = self.settings, self.mesh
+        write_settings = partial(write_json, settings.output_dir / "settings.json", settings.model_dump(mode="json"))
+        run_on_rank0(mesh, write_settings, "the settings cannot be saved")
+        folder = settings.output_dir / "tensorboard"
+        self.monitor = Monitor(folder, mesh.is_first, self.number + 1, list(self.run.held_out))
+        if settings.evaluate_every and self.number == 0:
+            self.evaluate()
+        tokens = self.run.tokens_per_step
+        with tqdm(
+            desc=settings.algo,
+            total=settings.steps * tokens,
+            initial=self.number * tokens,
+            unit="tok",
+            unit_scale=True,
+            disable=not mesh.is_first,
+        ) as progress:
+            self._start_interval()
+            while self.number < settings.steps:
+                raise_if_preempted(mesh)
+                self.train_step()
+                progress.update(tokens)
+                if self._is_due(settings.log_every):
+                    progress.set_postfix(loss=f"{self.log():.3f}")
+                stopped = time.perf_counter()
+                if self._is_due(settings.save_every):
+                    self.save(self.evaluate() if settings.keep_best else {})
+                if self._is_due(settings.evaluate_every):
+                    self.evaluate()
+                self.interval_start += time.perf_counter() - stopped  # not part of a step's time
+        metrics = self.evaluate()  # a resumed run may have had nothing left to do
+        samples = self.run.annotated_samples(self.number)
+        save_results(self.engine, mesh, self.run.tokenizer, settings.output_dir, metrics, samples)
+        self.monitor.close()
+        return metrics
+
+    def train_step(self) -> None:
+        """Take one optimizer step. Nothing is read from the device."""
+        batches = [next(self.batches).to(self.mesh.device) for _ in range(self.run.accumulation)]
+        self.learning_rate = self.engine.learning_rate
+        losses, norm = self.run.step.train(self.engine, batches, self.number)
+        self.number += 1
+        self.interval_steps += 1
+        for loss in losses:
+            self.accumulator.add(loss)
+        if norm is not None:
+            self.gradient_norm = norm
+        if not self.engine.skips_overflow:
+            self.accumulator.add_gradient(self.gradient_norm, self.number)
+
+    def log(self) -> float:
+        """Write the interval's metrics; returns its mean loss. No metric is read from the device anywhere else."""
+        metrics = self.accumulator.read(self.interval_steps)
+        seconds = (time.perf_counter() - self.interval_start) / self.interval_steps
+        metrics |= {
+            "train/learning_rate": self.learning_rate,
+            "train/step_seconds": seconds,
+            "train/tokens_per_second": self.run.tokens_per_step / seconds,
+            "train/gradient_norm": float(self.gradient_norm),
+        }
+        self._write(metrics)
+        self.accumulator.refuse_non_finite(self.checkpoints.last_good)
+        self._start_interval()
+        return metrics["train/loss"]
+
+    def evaluate(self) -> dict[str, float]:
+        """Return held-out metrics, and write them to TensorBoard: computed once a step, whoever asks.
+
+        Every rank must call it.
+        """
+        if self._evaluated != self.number:
+            self.metrics = self.run.evaluate(self.number)
+            self._evaluated = self.number
+            self._write({f"evaluation/{name}": value for name, value in self.metrics.items()})
+        return self.metrics
+
+    def save(self, metrics: dict[str, float]) -> None:
+        """Save a checkpoint with held-out metrics, unless a loss or gradient since the start was not finite."""
+        self.accumulator.refuse_non_finite(self.checkpoints.last_good)
+        self.checkpoints.save(self.number, self.batches.state_dict(), metrics)
+
+    def _start_interval(self) -> None:
+        self.interval_start, self.interval_steps = time.perf_counter(), 0
+
+    def _write(self, metrics: dict[str, float]) -> None:
+        what = f"{self.settings.output_dir}/tensorboard cannot be written"
+        run_on_rank0(self.mesh, lambda: self.monitor.write(metrics, self.number), what)
+
+    def _is_due(self, every: int) -> bool:
+        """Return whether something that happens every N steps (0: at the end alone) happens after this one."""
+        return self.number == self.settings.steps or (every > 0 and self.number % every == 0)

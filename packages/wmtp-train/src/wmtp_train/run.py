@@ -1,0 +1,150 @@
+"""A run, opened once as a value: what trains, evaluates, scores and measures takes one of these."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from wmtp_models import MtpForCausalLM, ReferenceModel
+from wmtp_train.algorithm import Algorithm
+from wmtp_train.build_models import build_policy_from_settings, load_reference
+from wmtp_train.checkpoint.run_checkpoints import check_keep_best, run_fingerprint
+from wmtp_train.data.batch import Batch
+from wmtp_train.data.loading import TRAIN, DataSpec, data_spec, load_sources, tokenizer_from_settings, with_scores
+from wmtp_train.data.source import BatchSource
+from wmtp_train.engines.deepspeed.config import read_deepspeed_config
+from wmtp_train.engines.deepspeed.engine import shard_reference
+from wmtp_train.metrics.annotated_sample import annotate_sample, pick_sample
+from wmtp_train.metrics.held_out import evaluate
+from wmtp_train.ranks.collective import START_AGAIN, run_on_all_ranks
+from wmtp_train.ranks.consistency import check_inputs_match
+from wmtp_train.ranks.lifecycle import seed_everything
+from wmtp_train.ranks.mesh import Mesh
+from wmtp_train.ranks.preemption import raise_if_preempted
+from wmtp_train.settings.schema import Settings
+from wmtp_train.step import Step
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that settings name, found, checked and alike on every rank; nothing is written yet.
+
+    Attributes:
+        settings: of the run.
+        mesh: the processes.
+        engine_config: DeepSpeed's JSON, checked and completed.
+        tokenizer: the policy's.
+        train: the training rows.
+        held_out: the held-out sets by name.
+        policy: the model, on the CPU until an engine or `to` moves it.
+        step: the loss of the policy under the run's algorithm.
+    """
+
+    settings: Settings
+    mesh: Mesh
+    engine_config: dict[str, Any]
+    tokenizer: PreTrainedTokenizerFast
+    train: BatchSource
+    held_out: Mapping[str, BatchSource]
+    policy: MtpForCausalLM
+    step: Step
+
+    @classmethod
+    def open(cls, settings: Settings, algorithm: Algorithm, mesh: Mesh) -> "Run":
+        """Open a run. Every rank must call it; what fails on one rank fails on all of them, in one line.
+
+        Raises:
+            UserError: whatever in settings, data or models the user can fix.
+        """
+        has_values = algorithm.value_objective is not None
+
+        def open_models() -> tuple[dict[str, Any], MtpForCausalLM, DataSpec]:
+            config = read_deepspeed_config(settings.deepspeed_config, mesh.world)
+            tokenizer = tokenizer_from_settings(settings)
+            seed_everything(settings.seed)
+            policy = build_policy_from_settings(settings, tokenizer, has_values)
+            return config, policy, data_spec(settings, tokenizer, policy.config.trunk.vocab_size)
+
+        what = "the run cannot be opened"
+        config, policy, spec = run_on_all_ranks(mesh, open_models, what, START_AGAIN)
+        sources = load_sources(spec, mesh)
+        if algorithm.needs_reference:
+            sources = with_scores(sources, settings, mesh)
+
+        def open_rest() -> tuple[Step, ReferenceModel | None]:
+            algorithm.check_contents(sources[TRAIN].contents, settings.algo)
+            check_keep_best(settings, settings.data.evaluate)
+            live = algorithm.needs_reference and settings.reference.scores is None
+            reference = load_reference(settings, spec.tokenizer, spec.vocab_size) if live else None
+            step = Step(
+                policy,
+                algorithm.weighting(settings, mesh),
+                settings.model.horizon,
+                mesh,
+                reference,
+                algorithm.value_objective(settings) if algorithm.value_objective else None,
+                settings.critic.value_coefficient,
+                settings.normalize_by,
+            )
+            return step, reference
+
+        step, reference = run_on_all_ranks(mesh, open_rest, what, START_AGAIN)
+        fingerprints = {name: source.fingerprint for name, source in sources.items()}
+        check_inputs_match(fingerprints, settings, policy, reference, mesh)
+        if reference is not None and settings.reference.sharded:
+            shard_reference(reference)
+        elif reference is not None:
+            reference.to(mesh.device)
+        train = sources.pop(TRAIN)
+        return cls(settings, mesh, config, spec.tokenizer, train, sources, policy, step)
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of a micro-batch on each rank."""
+        rows: int = self.engine_config["train_micro_batch_size_per_gpu"]
+        return rows
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of an optimizer step on each rank."""
+        count: int = self.engine_config["gradient_accumulation_steps"]
+        return count
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step sees over all ranks, padding included."""
+        return self.micro_batch * self.accumulation * self.mesh.world * self.train.sequence_length
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What makes this run this one and no other, as JSON."""
+        return run_fingerprint(self.settings, self.policy, self.train.fingerprint)
+
+    def evaluate(self, number: int) -> dict[str, float]:
+        """Evaluate the policy as it is after `number` steps on every held-out set. Every rank must call it.
+
+        Returns:
+            Held-out metrics by `set/metric`, see `metrics.held_out.evaluate`.
+        """
+        self.policy.eval()
+        metrics: dict[str, float] = {}
+        for name, source in self.held_out.items():
+            found = evaluate(self.step, self._batches(source), number, source.contents.label_names)
+            metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
+        return metrics
+
+    def annotated_samples(self, number: int) -> dict[str, Any]:
+        """Annotate a sample of every held-out set with what each head keeps, as JSON. Every rank must call it."""
+        self.policy.eval()
+        samples = {}
+        for name, source in self.held_out.items():
+            batch, names = pick_sample(self._batches(source)), source.contents.label_names
+            samples[name] = annotate_sample(self.step, batch, number, self.tokenizer, names)
+        return samples
+
+    def _batches(self, source: BatchSource) -> Iterator[Batch]:
+        """Yield this rank's share of a held-out set where it computes; between batches a stop signal ends it."""
+        for batch in source.held_out_batches(self.mesh, self.micro_batch, self.settings.data.evaluation_rows):
+            raise_if_preempted(self.mesh)
+            yield batch.to(self.mesh.device)
