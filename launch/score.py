@@ -32,22 +32,24 @@ def main() -> None:
     """Score every set that the settings name."""
     mesh = start_processes()  # first, so that what is wrong with the settings is said once
 
-    def open_reference() -> tuple[Settings, str, Path, int, ReferenceModel, DataSpec]:
+    def read() -> tuple[Settings, str, Path, int]:
         settings = load_settings(tiny_config=TINY_CONFIG)
         source, folder = settings.reference.source, settings.reference.scores
         if source is None or folder is None:
             raise UserError("set reference.source to the reference model, and reference.scores to the folder to write")
         # The micro-batch of training, so that a live reference would compute the very same numbers.
-        rows = read_deepspeed_config(settings.deepspeed_config, mesh.world)["train_micro_batch_size_per_gpu"]
+        config = read_deepspeed_config(settings.deepspeed_config, mesh.world)
+        return settings, source, folder, config["train_micro_batch_size_per_gpu"]
+
+    settings, source, folder, micro_batch = run_on_all_ranks(mesh, read, "config", START_AGAIN)
+    fingerprint = run_on_rank0_and_broadcast(mesh, lambda: weights_fingerprint(source), f"reference {source}")
+
+    def open_reference() -> tuple[ReferenceModel, DataSpec]:
         tokenizer = tokenizer_from_settings(settings)
         reference = load_reference(settings, tokenizer)
-        spec = data_spec(settings, tokenizer, reference.causal_lm.config.vocab_size)
-        return settings, source, folder, rows, reference, spec
+        return reference, data_spec(settings, tokenizer, reference.causal_lm.config.vocab_size)
 
-    settings, source, folder, micro_batch, reference, spec = run_on_all_ranks(
-        mesh, open_reference, "the reference cannot be opened", START_AGAIN
-    )
-    fingerprint = run_on_rank0_and_broadcast(mesh, lambda: weights_fingerprint(source), f"reference {source}")
+    reference, spec = run_on_all_ranks(mesh, open_reference, f"reference {source}", START_AGAIN)
     if settings.reference.sharded:
         shard_reference(reference)
     else:

@@ -32,14 +32,13 @@ def tiny_llama() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def processes() -> Iterator[None]:
-    """This process as a group of one; torch allows that once a process, so every test of a session shares it."""
+def processes() -> Iterator[Any]:
+    """The mesh of this process as a group of one; torch allows that once a process, so all tests share it."""
     import torch.distributed as dist
 
     from wmtp_train.ranks.lifecycle import start_processes
 
-    start_processes()
-    yield
+    yield start_processes()
     dist.destroy_process_group()
     for name in LAUNCHER_VARIABLES:
         os.environ.pop(name, None)

@@ -24,10 +24,10 @@ import psutil
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 
-from wmtp_train import trainer
-from wmtp_train.ranks import lifecycle as processes
+from wmtp_train import run, trainer
+from wmtp_train.ranks import lifecycle
 from wmtp_train.ranks.preemption import pending_signal
-from wmtp_train.step import MicroBatchLoss, Objective
+from wmtp_train.step import MicroBatchLoss, Step
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -57,7 +57,7 @@ def sigusr1(*_: Any) -> None:
 
 
 def nan(loss: MicroBatchLoss) -> MicroBatchLoss:
-    return replace(loss, total=loss.total * math.nan, signals=replace(loss.signals, ce=loss.signals.ce * math.nan))
+    return replace(loss, total=loss.total * math.nan, ce=loss.ce * math.nan)
 
 
 def nan_gradient(loss: MicroBatchLoss) -> None:
@@ -85,19 +85,19 @@ def arrange(fault: str, step: int = -1, during: str = "") -> None:
     """Have the fault strike in the middle of a step, or `during` "preparation", "evaluation" or "saving"."""
     strike = globals()[fault]
     if during == "preparation":
-        trainer.build_engine = before(trainer.build_engine, strike)
+        trainer.ZeroEngine = before(trainer.ZeroEngine, strike)
     if during == "evaluation":
-        trainer.evaluate = before(trainer.evaluate, strike)
+        run.evaluate = before(run.evaluate, strike)
     if during == "saving":
         save = DeepSpeedEngine.save_checkpoint
         DeepSpeedEngine.save_checkpoint = lambda *args, **kwargs: (save(*args, **kwargs), strike())[0]
-    compute = Objective.loss
+    compute = Step.loss
 
-    def loss(self: Objective, batch: Any, now: int, counts: Any) -> MicroBatchLoss:
-        found = compute(self, batch, now, counts)
-        return (strike(found) or found) if now == step else found
+    def loss(self: Step, micro_batch: Any, normalizers: Any) -> MicroBatchLoss:
+        found = compute(self, micro_batch, normalizers)
+        return (strike(found) or found) if micro_batch.inputs.step == step else found
 
-    Objective.loss = loss
+    Step.loss = loss
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def main() -> None:
         if fault.pop("rank") == int(os.environ["RANK"]):
             arrange(**fault)
     if "TIMEOUT" in os.environ:
-        processes.default_pg_timeout = timedelta(seconds=float(os.environ["TIMEOUT"]))
+        lifecycle.STEP_TIMEOUT = timedelta(seconds=float(os.environ["TIMEOUT"]))
     sys.path.insert(0, str(LAUNCH))
     sys.argv[0] = str(LAUNCH / "train.py")
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -25,43 +25,43 @@ from wmtp_train.algorithms import trainer_class
 from wmtp_train.metrics.accumulator import MetricAccumulator
 from wmtp_train.metrics.tensorboard import Monitor
 from wmtp_train.ranks.lifecycle import start_processes
+from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.settings.schema import Settings
 from wmtp_train.step import MicroBatchLoss
 
 
-def train(settings: Settings) -> dict[str, Any]:
-    """Train by the whole product; the figures of every step, the final weights, and row by row what was selected."""
+def train(settings: Settings, mesh: Mesh) -> dict[str, Any]:
+    """Train by the whole product; the metrics of every step, the final weights, and row by row what was selected."""
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
-    figures: list[dict[str, float]] = []
+    metrics: list[dict[str, float]] = []
     add = MetricAccumulator.add
 
     def witness(statistics: MetricAccumulator, loss: MicroBatchLoss) -> None:
-        seen.append((loss.signals.row_ids, loss.signals.valid, loss.weights != 0))
+        seen.append((loss.inputs.row_ids, loss.inputs.valid, loss.weights != 0))
         add(statistics, loss)
 
     def read(monitor: Monitor, values: dict[str, float], step: int) -> None:
         if "train/loss" in values:
-            figures.append(values)
+            metrics.append(values)
 
     MetricAccumulator.add, Monitor.write = witness, read
-    trainer_class(settings.algo)(settings).train()
+    trainer_class(settings.algo)(settings, mesh).train()
     MetricAccumulator.add = add
     mine = [torch.stack(micro_batches) for micro_batches in zip(*seen, strict=True)]
-    ranks: list[list[Tensor]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(ranks, mine)
-    # In the order in which rows are dealt: [micro-batches, ranks, m, …] → [rows of all steps, …]
+    ranks: list[list[Tensor]] = mesh.all_gather_object(mine)
+    # In the order in which rows are assigned: [micro-batches, ranks, m, …] → [rows of all steps, …]
     rows = [torch.stack(parts, dim=1).flatten(0, 2) for parts in zip(*ranks, strict=True)]
     weights = load_file(settings.output_dir / "model/model.safetensors")
-    return {**dict(zip(("row_ids", "valid", "selected"), rows, strict=True)), "figures": figures, "weights": weights}
+    return {**dict(zip(("row_ids", "valid", "selected"), rows, strict=True)), "metrics": metrics, "weights": weights}
 
 
 def be_rank(folder: Path, runs: dict[str, Any], rank: int, world: int, port: int) -> None:
     """Train the runs one after the other as this rank of so many."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
-    start_processes()
+    mesh = start_processes()
     for name, settings in runs.items():
-        found = train(Settings(**settings))
+        found = train(Settings(**settings), mesh)
         if rank == 0:
             torch.save(found, folder / f"{name}.pt")
     dist.barrier()

@@ -55,13 +55,13 @@ def alone(witnessed):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_processes_select_the_same_tokens_and_lose_the_same(witnessed, alone, stage):
     selected_alone, losses_alone, figures_alone = alone
-    selected, losses, figures = witnessed(f"stage{stage}", stage, ranks=2)
+    selected, losses, metrics = witnessed(f"stage{stage}", stage, ranks=2)
     assert selected.keys() == selected_alone.keys()
     assert len(selected) == STEPS * 8
     assert [key for key in selected if not torch.equal(selected[key], selected_alone[key])] == []
     assert losses == pytest.approx(losses_alone, rel=1e-5)
     assert losses[-1] < losses[0]
-    assert figures == pytest.approx(figures_alone, rel=1e-4)
+    assert metrics == pytest.approx(figures_alone, rel=1e-4)
 
 
 def test_an_error_ends_both_processes_with_one_line_and_exit_code_2(call, workplace):

@@ -56,22 +56,22 @@ def test_it_trains_two_steps_on_two_processes_and_counts_exactly(
     runs: Callable[[str], dict[str, Any]], name: str
 ) -> None:
     found, exact = runs(name), runs("zero0")
-    for step, (figures, in_float32) in enumerate(zip(found["figures"], exact["figures"], strict=True)):
+    for step, (metrics, in_float32) in enumerate(zip(found["metrics"], exact["metrics"], strict=True)):
         rows = slice(16 * step, 16 * step + 16)
         valid, selected = (found[tensor][rows].sum(dim=(0, 1)) for tensor in ("valid", "selected"))
         assert selected.tolist() == [int(valid[0]), *num_selected(valid[1:], 0.6).tolist()]
         for head in range(4):
-            assert figures[f"selected_count/head_{head}"] == selected[head]
-            assert figures[f"reference_ce/head_{head}"] == in_float32[f"reference_ce/head_{head}"]
-            assert figures[f"ce/head_{head}"] == pytest.approx(in_float32[f"ce/head_{head}"], rel=2**-8)
-        assert figures["train/gradient_norm"] == pytest.approx(in_float32["train/gradient_norm"], rel=2**-5)
+            assert metrics[f"selected_count/head_{head}"] == selected[head]
+            assert metrics[f"reference_ce/head_{head}"] == in_float32[f"reference_ce/head_{head}"]
+            assert metrics[f"ce/head_{head}"] == pytest.approx(in_float32[f"ce/head_{head}"], rel=2**-8)
+        assert metrics["train/gradient_norm"] == pytest.approx(in_float32["train/gradient_norm"], rel=2**-5)
     assert {weight.dtype for weight in found["weights"].values()} == {torch.bfloat16 if name in BF16 else torch.float32}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_resumes_to_the_bit(runs: Callable[[str], dict[str, Any]], name: str) -> None:
     whole, resumed = runs(name), runs(f"{name}-resumed")
-    assert len(resumed["figures"]) == 1
+    assert len(resumed["metrics"]) == 1
     for parameter, weight in whole["weights"].items():
         assert torch.equal(resumed["weights"][parameter], weight), parameter
 

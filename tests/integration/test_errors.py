@@ -1,4 +1,4 @@
-"""What a person can get wrong: one line that says what, where and how to mend it, and nothing half-written."""
+"""What a person can get wrong: one line that says what, where and how to fix it, and nothing half-written."""
 
 import json
 import os
@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from wmtp_core import UserError
 from wmtp_models import ReferenceModel, weights_fingerprint
-from wmtp_train.data import score
-from wmtp_train.data.inputs import load_inputs
+from wmtp_train.data.loading import data_spec, load_sources, tokenizer_from_settings
+from wmtp_train.data.scoring import ScoringJob
+from wmtp_train.ranks.lifecycle import start_processes
 from wmtp_train.settings.command_line import load_settings
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -137,13 +138,14 @@ def scores_of_another_corpus(config, folder):
     settings_file = folder / "score.yaml"
     settings_file.write_text(yaml.safe_dump(config))
     reference = ReferenceModel.load(config["reference"]["source"])
-    for name, data in load_inputs(load_settings(["--config", str(settings_file)]), with_scores=False).sets().items():
+    settings, mesh = load_settings(["--config", str(settings_file)]), start_processes()
+    for name, data in load_sources(data_spec(settings, tokenizer_from_settings(settings)), mesh).items():
 
         def losses(batch):
             return reference.token_losses(batch.input_ids, batch.position_ids, batch.document_ids)
 
         fingerprint = weights_fingerprint(config["reference"]["source"])
-        score(data.prepared, losses, folder / "scores" / name, fingerprint, 0, 1, 4)
+        ScoringJob(data.prepared, losses, folder / "scores" / name, fingerprint, mesh, 4).run()
     config["reference"]["scores"] = str(folder / "scores")
     config["data"]["train"] = config["data"]["train"] + [text_file(folder, json.dumps({"text": "one more"}))]
     return [str(folder / "scores/train"), "another corpus", "launch/score.py"]
@@ -157,7 +159,7 @@ def text_file(folder, content, name="damaged.jsonl"):
 def broken_line(config, folder):
     path = text_file(folder, '{"text": "fine"}\n{"text": "no end\n')
     config["data"]["train"] = [path]
-    return [f"{path}:2", "broken JSON", "mend this line"]
+    return [f"{path}:2", "broken JSON", "fix this line"]
 
 
 def line_without_text(config, folder):
@@ -205,7 +207,7 @@ def every_label_ignored(config, folder):
 def contradictory_deepspeed(config, folder):
     sizes = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2}
     config["deepspeed_config"] = text_file(folder, json.dumps(sizes), "contradiction.json")
-    return [config["deepspeed_config"], "train_batch_size 16", "4", "2", "mend"]
+    return [config["deepspeed_config"], "train_batch_size 16", "4", "2", "fix"]
 
 
 def unknown_key_of_deepspeed(config, folder):

@@ -44,13 +44,13 @@ def test_a_run_is_evaluated_without_an_engine_and_no_program_is_run(evaluate, tm
     monkeypatch.setattr(Sandbox, "run", lambda self, program: pytest.fail("a program was run"))
     monkeypatch.setattr("wmtp_train.trainer.build_engine", lambda *_: pytest.fail("an engine was built"))
     table = evaluate()
-    figures = json.loads((tmp_path / "run/evaluation.json").read_text())
+    metrics = json.loads((tmp_path / "run/evaluation.json").read_text())
     expected = {f"held_out/{name}/head_{h}" for name in ("ce", "accuracy", "clean_ce") for h in range(3)}
     expected |= {"held_out/acceptance/head_1", "held_out/tokens_per_forward", "held_out/excess_auc"}
-    assert expected <= figures.keys()
-    assert "held_out/noise/recall" in figures  # the selection of the run's own algorithm
+    assert expected <= metrics.keys()
+    assert "held_out/noise/recall" in metrics  # the selection of the run's own algorithm
     for name in expected:
-        assert f"{figures[name]:.3f}" in table.split()
+        assert f"{metrics[name]:.3f}" in table.split()
     assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1
     evaluate()
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"model", "tensorboard", "evaluation.json"}
@@ -71,10 +71,10 @@ def test_benchmarks_stand_beside_the_held_out_figures(namespaces, evaluate, tmp_
         *("--evaluation.tasks", '["python_lines"]', "--evaluation.task_folder", "launch/lm_eval_tasks"),
         *("--evaluation.task_limit", 4),
     )
-    figures = json.loads((tmp_path / "run/evaluation.json").read_text())
-    assert figures["humaneval/pass@1"] == 1
-    assert figures["lm-eval/python_lines/acc"] in (0, 0.25, 0.5, 0.75, 1)
-    assert "held_out/ce/head_0" in figures
+    metrics = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert metrics["humaneval/pass@1"] == 1
+    assert metrics["lm-eval/python_lines/acc"] in (0, 0.25, 0.5, 0.75, 1)
+    assert "held_out/ce/head_0" in metrics
     assert [line.split()[:2] for line in table.splitlines()][-2:] == [
         ["humaneval", "pass@1"],
         ["lm-eval", "python_lines"],
@@ -90,8 +90,8 @@ def test_another_model_wants_another_folder_for_its_results(evaluate, tiny_home,
     ):
         evaluate(*plain)
     evaluate(*plain, "--output_dir", tmp_path / "plain", "--algo", "mtp-baseline")
-    figures = json.loads((tmp_path / "plain/evaluation.json").read_text())
-    assert figures.keys() & {"held_out/ce/head_0", "held_out/ce/head_1"} == {"held_out/ce/head_0"}
+    metrics = json.loads((tmp_path / "plain/evaluation.json").read_text())
+    assert metrics.keys() & {"held_out/ce/head_0", "held_out/ce/head_1"} == {"held_out/ce/head_0"}
 
 
 def test_nothing_to_evaluate_on_is_refused(evaluate, tmp_path):

@@ -1,4 +1,4 @@
-"""`launch/generate.py`: text on stdout, figures on stderr, errors in one line."""
+"""`launch/generate.py`: text on stdout, metrics on stderr, errors in one line."""
 
 import io
 import json
@@ -76,10 +76,10 @@ def plain_text(model: Path, prompt: str, tokens: int) -> str:
 
 
 def test_greedy_text_of_one_prompt(generate: Call, model: Path) -> None:
-    code, text, figures = generate("--prompt", "def f(", "--max-new-tokens", 20)
+    code, text, metrics = generate("--prompt", "def f(", "--max-new-tokens", 20)
     assert code == 0
     assert text == plain_text(model, "def f(", 20) + "\n"
-    assert re.fullmatch(r"20 tokens, \d\.\d\d a forward; drafts kept: head 1 \d+%, head 2 \d+%\n", figures)
+    assert re.fullmatch(r"20 tokens, \d\.\d\d a forward; drafts kept: head 1 \d+%, head 2 \d+%\n", metrics)
 
 
 def test_a_text_ends_at_the_models_own_stop_tokens(generate: Call, model: Path, tmp_path: Path) -> None:
@@ -101,10 +101,10 @@ def test_a_text_ends_at_the_models_own_stop_tokens(generate: Call, model: Path, 
 @pytest.mark.parametrize("head_kind", ["mlp", "linear"])
 def test_heads_of_other_kinds(head_kind: str, generate: Call, save_policy: Callable[[str], Path]) -> None:
     folder = save_policy(head_kind)
-    code, text, figures = generate("--prompt", "def f(", "--max-new-tokens", 20, source=folder)
+    code, text, metrics = generate("--prompt", "def f(", "--max-new-tokens", 20, source=folder)
     assert code == 0
     assert text == plain_text(folder, "def f(", 20) + "\n"
-    assert "drafts kept: head 1" in figures
+    assert "drafts kept: head 1" in metrics
 
 
 @pytest.mark.parametrize("by", ["file", "stdin"])
@@ -139,12 +139,12 @@ def test_samples_depend_on_the_seed_alone(generate: Call) -> None:
 
 
 def test_compare_times_both_ways(generate: Call) -> None:
-    code, _, figures = generate("--prompt", "def f(", "--max-new-tokens", 20, "--compare")
+    code, _, metrics = generate("--prompt", "def f(", "--max-new-tokens", 20, "--compare")
     assert code == 0
-    found = re.search(r"with the heads ([\d.]+) tokens/s, plainly ([\d.]+) tokens/s: ratio ([\d.]+)", figures)
+    found = re.search(r"with the heads ([\d.]+) tokens/s, plainly ([\d.]+) tokens/s: ratio ([\d.]+)", metrics)
     heads, plain, ratio = map(float, found.groups())
     assert heads / plain == pytest.approx(ratio, abs=0.02)
-    assert figures.endswith("each, in turns); the same text\n")
+    assert metrics.endswith("each, in turns); the same text\n")
 
 
 def test_half_precision_settles_near_ties_unless_told_not_to(generate: Call) -> None:
@@ -198,4 +198,4 @@ def test_a_person_calls_it(call: Callable, model: Path) -> None:
     done = call("launch/generate.py", "--model", model, "--prompt", "def f(", "--max-new-tokens", 12)
     assert done.returncode == 0, done.stderr
     assert done.stdout == plain_text(model, "def f(", 12) + "\n"
-    assert done.stderr.count("\n") == 1, "the figures and nothing else"
+    assert done.stderr.count("\n") == 1, "the metrics and nothing else"

@@ -138,13 +138,13 @@ def test_a_split_selects_loses_and_learns_the_same(runs: Runs, split: Split) -> 
     alone, found = runs(split.alone()), runs(split)
     for name in ("row_ids", "valid", "selected"):
         assert torch.equal(found[name], alone[name]), name
-    assert len(found["figures"]) == STEPS
-    for expected, figures in zip(alone["figures"], found["figures"], strict=True):
-        assert figures.keys() == expected.keys()
-        for name in figures.keys() - TIMES:
+    assert len(found["metrics"]) == STEPS
+    for expected, metrics in zip(alone["metrics"], found["metrics"], strict=True):
+        assert metrics.keys() == expected.keys()
+        for name in metrics.keys() - TIMES:
             # A threshold is that of the step's last micro-batch.
             if not name.startswith("threshold/") or split.accumulation == split.alone().accumulation:
-                assert figures[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
+                assert metrics[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
     assert found["weights"].keys() == alone["weights"].keys()
     for name, weight in alone["weights"].items():
         assert (found["weights"][name] - weight).norm() <= 1e-5 * weight.norm(), name

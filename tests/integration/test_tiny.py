@@ -29,16 +29,16 @@ def scalars(folder):
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_a_tiny_run_leaves_its_figures_and_shows_them(tiny_run, algo):
     folder, printed = tiny_run(algo)
-    figures = json.loads((folder / "evaluation.json").read_text())
+    metrics = json.loads((folder / "evaluation.json").read_text())
     expected = {f"noisy/{name}/head_{h}" for name in ("ce", "clean_ce") for h in HEADS}
     selection = {"noisy/excess_auc", "noisy/noise/precision", "noisy/noise/recall", "noisy/noise/kept/base64"}
     expected |= {"rho1-wmtp": selection, "critic-wmtp": {"noisy/value_auc"}}.get(algo, set())
-    assert expected <= figures.keys()
-    assert all(math.isfinite(value) for value in figures.values())
+    assert expected <= metrics.keys()
+    assert all(math.isfinite(value) for value in metrics.values())
     shown = printed.split()
     for h in HEADS:
-        assert figures[f"noisy/ce/head_{h}"] < math.log(512)  # better than guessing
-        assert f"{figures[f'noisy/ce/head_{h}']:.3f}" in shown
+        assert metrics[f"noisy/ce/head_{h}"] < math.log(512)  # better than guessing
+        assert f"{metrics[f'noisy/ce/head_{h}']:.3f}" in shown
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
@@ -95,6 +95,15 @@ def test_evaluate_finds_the_figures_of_the_run_again(tiny_run, call, workplace):
     assert done.returncode == 0, done.stderr[-3000:]
     again = json.loads((copy / "evaluation.json").read_text())
     assert again == pytest.approx(json.loads((folder / "evaluation.json").read_text()), rel=1e-6)
+
+
+def test_one_tiny_run_after_the_other_needs_no_other_word(call, workplace, tiny_run):
+    """The commands as a newcomer types them, each twice: a folder for every algorithm, made anew."""
+    tiny_run("rho1-wmtp")  # the corpus and the reference
+    for algo in (*ALGORITHMS, *ALGORITHMS):
+        done = call("launch/train.py", "--algo", algo, "--tiny", "--steps", 1, "--data.evaluation_rows", 8)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (workplace / "runs/tiny" / algo / "model").is_dir()
 
 
 def test_a_run_that_was_cut_off_resumes_to_the_same_model(tiny_run, call, workplace):

@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from wmtp_core import mtp_targets
 from wmtp_models import ReferenceModel, build_policy, load_tokenizer
 from wmtp_train.algorithms import TRAINERS
-from wmtp_train.data import load_scores, score, scoring
+from wmtp_train.data import scoring
 from wmtp_train.data.batch import PackedRows
-from wmtp_train.data.inputs import load_inputs
+from wmtp_train.data.loading import TRAIN, data_spec, load_sources, tokenizer_from_settings
+from wmtp_train.data.scores import load_scores
 from wmtp_train.settings.schema import Settings
 
 pytestmark = pytest.mark.slow
@@ -77,17 +78,18 @@ def settings(folder, tiny_home, tiny_llama):
 
 @pytest.fixture(scope="module")
 def prepared(processes, settings):
-    return load_inputs(settings(), with_scores=False).train.prepared
+    spec = data_spec(settings(), tokenizer_from_settings(settings()))
+    return load_sources(spec, processes)[TRAIN].prepared
 
 
 @pytest.fixture(scope="module")
 def job(settings, prepared, tiny_llama):
     draw = torch.Generator().manual_seed(0)
 
-    def micro_batch(good_guess):
+    def micro_batch(good_hint):
         weights = (torch.rand(2, 12, 3, generator=draw) - 0.5).clamp(min=0)
-        guess = weights if good_guess else torch.rand(2, 12, 3, generator=draw)
-        return torch.randint(64, (2, 12), generator=draw), weights, guess
+        hinted = weights if good_hint else torch.rand(2, 12, 3, generator=draw)
+        return torch.randint(64, (2, 12), generator=draw), weights, hinted
 
     packed_rows = PackedRows(prepared)
     return {
@@ -205,7 +207,7 @@ def test_training_beside_a_sharded_reference_is_that_beside_a_whole_one(folder, 
 def test_a_group_of_one_process_trains_so_too(processes, settings, stage):
     runs = [settings(f"alone{stage}-{sharded}", stage, sharded=sharded) for sharded in (False, True)]
     for run in runs:
-        TRAINERS[run.algo](run).train()
+        TRAINERS[run.algo](run, processes).train()
     assert_same_model(*(run.output_dir for run in runs))
 
 
@@ -216,7 +218,7 @@ def assert_same_model(one, other):
 
 
 def test_two_ranks_score_to_the_bit_what_one_process_does_with_a_whole_reference(
-    folder, job, prepared, found, monkeypatch
+    processes, folder, job, prepared, found, monkeypatch
 ):
     shard_rows, micro_batch, killed_at = job["shards"]
     monkeypatch.setattr(scoring, "SHARD_ROWS", shard_rows)
@@ -227,7 +229,7 @@ def test_two_ranks_score_to_the_bit_what_one_process_does_with_a_whole_reference
         rows.append(batch.row_ids.tolist())
         return reference.token_losses(batch.input_ids, batch.position_ids, batch.document_ids)
 
-    score(prepared, token_losses, folder / "scores-of-one", "it", 0, 1, micro_batch)
+    scoring.ScoringJob(prepared, token_losses, folder / "scores-of-one", "it", processes, micro_batch).run()
     alone, together = (load_scores(folder / name, prepared)[:]["reference_ce"] for name in ("scores-of-one", "scores"))
     assert together == alone
 

@@ -18,7 +18,7 @@ add = MetricAccumulator.add
 
 
 def witnessed(self, loss):
-    seen.append((loss.signals.step, loss.signals.row_ids, loss.weights, loss.policy))
+    seen.append((loss.inputs.step, loss.inputs.row_ids, loss.weights, loss.policy))
     add(self, loss)
 
 

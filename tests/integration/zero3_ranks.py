@@ -8,37 +8,56 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from wmtp_core import GradientHint
+from wmtp_core import GradientPlan, WeightHint, WeightPlan
 from wmtp_core.losses.hints import StaticHint
 from wmtp_models import build_policy, load_tokenizer
 from wmtp_train.algorithms import TRAINERS
 from wmtp_train.build_models import load_reference
-from wmtp_train.data import Batch, score, scoring
-from wmtp_train.data.inputs import load_inputs
-from wmtp_train.engines.deepspeed.engine import build_engine, read_deepspeed_config
+from wmtp_train.data import scoring
+from wmtp_train.data.batch import Batch
+from wmtp_train.data.loading import TRAIN, data_spec, load_sources, tokenizer_from_settings
+from wmtp_train.engines.deepspeed.config import read_deepspeed_config
+from wmtp_train.engines.deepspeed.engine import ZeroEngine, shard_reference
 from wmtp_train.ranks.lifecycle import run, start_processes
+from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.settings.schema import OptimizerSettings, Settings
 
 
-def gradients(trunk: dict[str, Any], config: Path, micro_batches: list[tuple[Tensor, Tensor, Tensor]]) -> Any:
-    """Of a policy on (input ids `[B, S]`, weights `[B, S, H]`, guessed weights `[B, S, H]`), by parameter."""
+class Hinted(WeightPlan):
+    """A plan whose hint is known, right or wrong."""
+
+    counts = None
+
+    def __init__(self, hinted: Tensor) -> None:
+        self.hinted = hinted
+
+    def weights(self, ce: Tensor, values: Tensor | None = None) -> Tensor:
+        raise AssertionError("the test knows the weights")
+
+    def hint(self, values: Tensor | None = None) -> WeightHint:
+        return StaticHint(self.hinted)
+
+
+def gradients(
+    mesh: Mesh, trunk: dict[str, Any], config: Path, micro_batches: list[tuple[Tensor, Tensor, Tensor]]
+) -> Any:
+    """Of a policy on (input ids `[B, S]`, weights `[B, S, H]`, hinted weights `[B, S, H]`), by parameter."""
     horizon = micro_batches[0][1].shape[-1]
     policy = build_policy(trunk, 64, horizon)
-    engine = build_engine(policy, read_deepspeed_config(config, 2), OptimizerSettings(), 1)
-    for input_ids, weights, guessed in micro_batches:
-        guess = GradientHint(StaticHint(guessed), torch.ones(horizon))
-        engine.backward((engine(input_ids, guess=lambda _, guess=guess: guess).ce * weights).sum())
+    engine = ZeroEngine(policy, read_deepspeed_config(config, 2), OptimizerSettings(), 1, mesh)._engine
+    for input_ids, weights, hinted in micro_batches:
+        plan = GradientPlan(Hinted(hinted), torch.ones(horizon))
+        engine.backward((engine(input_ids, plan=plan).ce * weights).sum())
         if not engine.is_gradient_accumulation_boundary():
             engine.step()
     return {name: safe_get_full_grad(parameter).clone() for name, parameter in policy.named_parameters()}
 
 
-def freed_after_forward(trunk: dict[str, Any], config: Path) -> dict[str, bool]:
+def freed_after_forward(mesh: Mesh, trunk: dict[str, Any], config: Path) -> dict[str, bool]:
     """By name of a linear layer: whether its gathered weight is gone between forward and backward."""
     policy = build_policy(trunk, 64, 3)
     gathered = {}
@@ -52,7 +71,7 @@ def freed_after_forward(trunk: dict[str, Any], config: Path) -> dict[str, bool]:
                 return forward(x)
 
             module.forward = noting
-    engine = build_engine(policy, read_deepspeed_config(config, 2), OptimizerSettings(), 1)
+    engine = ZeroEngine(policy, read_deepspeed_config(config, 2), OptimizerSettings(), 1, mesh)._engine
     output = engine(torch.arange(12)[None])
     freed = {name: storage.expired() for name, storage in gathered.items()}
     engine.backward(output.ce.sum())
@@ -66,6 +85,8 @@ def losses(settings: Settings, batches: list[Batch]) -> dict[str, Any]:
     for sharded in (False, True):
         section = settings.reference.model_copy(update={"sharded": sharded})
         reference = load_reference(settings.model_copy(update={"reference": section}), tokenizer)
+        if sharded:
+            shard_reference(reference)
         found[sharded] = [reference.token_losses(b.input_ids, b.position_ids, b.document_ids) for b in batches]
     return {
         "losses": found,
@@ -77,17 +98,17 @@ def losses(settings: Settings, batches: list[Batch]) -> dict[str, Any]:
     }
 
 
-def training(settings: Settings) -> list[tuple[Tensor, Tensor, Tensor]]:
+def training(mesh: Mesh, settings: Settings) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Of every micro-batch: the reference's losses, the weights that they led to, the policy's loss."""
-    trainer = TRAINERS[settings.algo](settings)
+    trainer = TRAINERS[settings.algo](settings, mesh)
     seen = []
-    add = trainer.statistics.add
+    add = trainer.loop.accumulator.add
 
     def witness(loss: Any) -> None:
-        seen.append((loss.signals.reference_ce, loss.weights, loss.policy))
+        seen.append((loss.inputs.reference_ce, loss.weights, loss.policy))
         add(loss)
 
-    trainer.statistics.add = witness
+    trainer.loop.accumulator.add = witness
     trainer.train()
     return seen
 
@@ -96,10 +117,14 @@ class Killed(Exception):
     """Stands for a kill of all ranks."""
 
 
-def scores(settings: Settings, folder: Path, shard_rows: int, micro_batch: int, killed_at: int) -> list[list[Any]]:
+def scores(
+    mesh: Mesh, settings: Settings, folder: Path, shard_rows: int, micro_batch: int, killed_at: int
+) -> list[list[Any]]:
     """Score in two goes, the first of which is killed at a forward; the rows of each forward of both."""
     reference = load_reference(settings, load_tokenizer(settings.reference.source))
-    prepared = load_inputs(settings, with_scores=False).train.prepared
+    if settings.reference.sharded:
+        shard_reference(reference)
+    prepared = load_sources(data_spec(settings, tokenizer_from_settings(settings)), mesh)[TRAIN].prepared
     scoring.SHARD_ROWS = shard_rows
     goes = []
     for limit in (killed_at, sys.maxsize):
@@ -112,28 +137,28 @@ def scores(settings: Settings, folder: Path, shard_rows: int, micro_batch: int, 
             return reference.token_losses(batch.input_ids, batch.position_ids, batch.document_ids)
 
         try:
-            score(prepared, token_losses, folder, "it", dist.get_rank(), 2, micro_batch, in_step=True)
+            scoring.ScoringJob(prepared, token_losses, folder, "it", mesh, micro_batch, lockstep=True).run()
         except Killed:
-            dist.barrier()
+            mesh.barrier()
         goes.append(rows)
     return goes
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    start_processes()
-    rank = dist.get_rank()
+    mesh = start_processes()
+    rank = mesh.rank
     job = torch.load(folder / "job.pt", weights_only=False)
     found = {
         "gradients": {
-            (name, stage): gradients(trunk, folder / f"gradients{stage}.json", job["micro_batches"][rank])
+            (name, stage): gradients(mesh, trunk, folder / f"gradients{stage}.json", job["micro_batches"][rank])
             for name, trunk in job["trunks"].items()
             for stage in (0, 3)
         },
-        "freed": freed_after_forward(job["trunks"]["untied"], folder / "freed.json"),
+        "freed": freed_after_forward(mesh, job["trunks"]["untied"], folder / "freed.json"),
         "losses": {key: losses(settings, job["batches"][rank]) for key, settings in job["references"].items()},
-        "training": {key: training(settings) for key, settings in job["training"].items()},
-        "scores": scores(job["scoring"], folder / "scores", *job["shards"]),
+        "training": {key: training(mesh, settings) for key, settings in job["training"].items()},
+        "scores": scores(mesh, job["scoring"], folder / "scores", *job["shards"]),
     }
     torch.save(found, folder / f"rank{rank}.pt")
 

@@ -6,15 +6,17 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from wmtp_core import HeadWeighting, WeightHint, WeightingInputs, mtp_targets
+from wmtp_core import HeadWeighting, WeightHint, WeightingInputs, WeightPlan, mtp_targets
 from wmtp_models import MtpOutput
 from wmtp_train.algorithms import TRAINERS
 from wmtp_train.data.batch import Batch
+from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.settings.schema import Settings
 from wmtp_train.trainer import BaseWmtpTrainer
 
@@ -42,7 +44,7 @@ def random_micro_batch() -> Callable[..., tuple[Batch, MtpOutput, WeightingInput
             document_ids=document_ids,
             row_ids=torch.arange(3),
             reference_ce=torch.rand(shape, generator=draw) * 4,
-            noise=integers(3),
+            token_labels=integers(3),
             rewards=rewards_of[document_ids],
         )
         valid = mtp_targets(batch.labels, horizon, document_ids=document_ids)[1]
@@ -51,30 +53,35 @@ def random_micro_batch() -> Callable[..., tuple[Batch, MtpOutput, WeightingInput
         predicted = torch.randint(2, (*shape, horizon), generator=draw)
         targets = mtp_targets(batch.labels, horizon)[0]
         predicted = predicted.where(torch.rand(predicted.shape, generator=draw) < 0.7, targets)  # right now and then
-        signals = WeightingInputs(
-            ce=ce,
+        inputs = WeightingInputs(
             valid=valid,
             step=step,
             row_ids=batch.row_ids,
             document_ids=document_ids,
             reference_ce=batch.reference_ce,
-            values=values,
-            noise=batch.noise,
+            token_labels=batch.token_labels,
         )
-        return batch, MtpOutput(ce, valid, values, predicted), signals
+        return batch, MtpOutput(ce, valid, values, predicted), inputs
 
     return make
 
 
 class Answers:
-    """Stands for an objective whose policy gives known answers to known batches."""
+    """Stands for a step whose policy gives known answers to known batches."""
 
-    def __init__(self, micro_batches: list[tuple[Batch, MtpOutput, WeightingInputs]], weighting: HeadWeighting) -> None:
-        self.answers = {id(batch): (output, signals) for batch, output, signals in micro_batches}
-        self.weighting, self.horizon = weighting, micro_batches[0][2].valid.shape[-1]
+    def __init__(
+        self, micro_batches: list[tuple[Batch, MtpOutput, WeightingInputs]], weighting: HeadWeighting, mesh: Mesh
+    ) -> None:
+        self.answers = {id(batch): (output, inputs) for batch, output, inputs in micro_batches}
+        self.weighting, self.horizon, self.mesh = weighting, micro_batches[0][2].valid.shape[-1], mesh
 
-    def forward(self, batch: Batch, step: int, predict: bool = False) -> tuple[MtpOutput, WeightingInputs]:
-        return self.answers[id(batch)]
+    def evaluate(
+        self, batch: Batch, number: int, predict: bool = False
+    ) -> tuple[MtpOutput, WeightingInputs, torch.Tensor]:
+        output, inputs = self.answers[id(batch)]
+        if inputs.token_labels is None:
+            inputs = replace(inputs, token_labels=torch.zeros_like(batch.input_ids))
+        return output, inputs, self.weighting.plan(inputs).weights(output.ce, output.values)
 
 
 @pytest.fixture
@@ -106,33 +113,39 @@ def over_two_ranks(tmp_path: Path) -> Callable[[Any], list[Any]]:
 
 
 class Remembering(HeadWeighting):
-    """A weighting that keeps what it saw and what it answered."""
+    """A weighting that keeps what it saw (the inputs, and `ce`) and the weights that it gave."""
 
     def __init__(self, weighting: HeadWeighting) -> None:
         self.weighting = weighting
-        self.seen: list[tuple[WeightingInputs, torch.Tensor]] = []
+        self.seen: list[tuple[SimpleNamespace, torch.Tensor]] = []
 
-    def compute_head_weights(self, signals: WeightingInputs) -> torch.Tensor:
-        weights = self.weighting.compute_head_weights(signals)
-        self.seen.append((signals, weights))
+    def plan(self, inputs: WeightingInputs) -> WeightPlan:
+        return RememberingPlan(self.weighting.plan(inputs), inputs, self.seen)
+
+
+class RememberingPlan(WeightPlan):
+    def __init__(self, plan: WeightPlan, inputs: WeightingInputs, seen: list[Any]) -> None:
+        self.plan, self.inputs, self.seen, self.counts = plan, inputs, seen, plan.counts
+
+    def hint(self, values: torch.Tensor | None = None) -> WeightHint | None:
+        return self.plan.hint(values)
+
+    def weights(self, ce: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
+        weights = self.plan.weights(ce, values)
+        self.seen.append((SimpleNamespace(**vars(self.inputs), ce=ce), weights))
         return weights
-
-    def selected_counts(self, valid_per_row: torch.Tensor, step: int) -> torch.Tensor:
-        return self.weighting.selected_counts(valid_per_row, step)
-
-    def guess_weights(self, signals: WeightingInputs) -> WeightHint | None:
-        return self.weighting.guess_weights(signals)
 
 
 @pytest.fixture
-def make_trainer(processes: None, make_settings: Callable[..., Settings]) -> Callable[..., BaseWmtpTrainer]:
-    """A trainer of the settings' algorithm; `trainer.objective.weighting.seen` has what every batch weighed."""
+def make_trainer(processes: Mesh, make_settings: Callable[..., Settings]) -> Callable[..., BaseWmtpTrainer]:
+    """A trainer of the settings' algorithm; `trainer.loop.run.step.weighting.seen` has what every batch weighed."""
 
     def make(*args: Any, **changes: Any) -> BaseWmtpTrainer:
         settings = make_settings(*args, **changes)
-        trainer = TRAINERS[settings.algo](settings)
-        remembering = Remembering(trainer.objective.weighting)
-        trainer.objective = replace(trainer.objective, weighting=remembering)
+        trainer = TRAINERS[settings.algo](settings, processes)
+        step = trainer.loop.run.step
+        step = replace(step, weighting=Remembering(step.weighting))
+        trainer.loop.run = replace(trainer.loop.run, step=step)
         return trainer
 
     return make
@@ -158,4 +171,4 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
 @pytest.fixture
 def weights_of() -> Callable[[BaseWmtpTrainer], dict[str, torch.Tensor]]:
     """A copy of every weight of a trainer's policy."""
-    return lambda trainer: {name: p.detach().clone() for name, p in trainer.engine.module.named_parameters()}
+    return lambda trainer: {name: p.detach().clone() for name, p in trainer.loop.engine.policy.named_parameters()}

@@ -20,7 +20,7 @@ _CONTEXT.set_forkserver_preload(["wmtp_train.algorithms"])
 
 
 def on_ranks(folder: Path, world: int, job: Callable[..., Any], *arguments: Any, exits: Any = None) -> list[Any]:
-    """What `job(rank, *arguments)` returned on each of `world` ranks, or the text of the `UserError` that ended it.
+    """What `job(mesh, *arguments)` returned on each of `world` ranks, or the text of the `UserError` that ended it.
 
     Args:
         folder: where results are left.
@@ -52,9 +52,9 @@ def _be_rank(rank: int, world: int, port: int, file: Path, job: Callable[..., An
     address = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in address.items()})
     try:
-        start_processes()
+        mesh = start_processes()
         try:
-            result = job(rank, *arguments)
+            result = job(mesh, *arguments)
         except UserError as error:
             result = str(error)
         except SystemExit as end:

@@ -15,7 +15,7 @@ def names(folder):
 
 
 def test_json_takes_its_name_when_it_is_whole(tmp_path, monkeypatch):
-    path = tmp_path / "figures.json"
+    path = tmp_path / "metrics.json"
     write_json(path, {"loss": 1.5})
     assert json.loads(path.read_text()) == {"loss": 1.5}
     with pytest.raises(TypeError):
@@ -24,7 +24,7 @@ def test_json_takes_its_name_when_it_is_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_json(path, {"loss": 2.5})
     assert json.loads(path.read_text()) == {"loss": 1.5}
-    assert names(tmp_path) == ["figures.json"]
+    assert names(tmp_path) == ["metrics.json"]
 
 
 def test_a_folder_takes_the_place_of_an_older_one(tmp_path):

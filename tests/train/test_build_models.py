@@ -130,11 +130,11 @@ def test_a_live_reference_is_done_before_the_policy_begins(make_trainer, sharded
         assert torch.is_grad_enabled()
         events.append(("policy", len(formed), sum(ref() is not None for ref in formed)))
 
-    reference = trainer.objective.reference
+    reference = trainer.loop.run.step.reference
     for module in reference.causal_lm.modules():
         module.register_forward_hook(watch)
     reference.register_forward_hook(lambda *_: events.append("reference"))
-    trainer.engine.module.register_forward_pre_hook(begin)
+    trainer.loop.engine.policy.register_forward_pre_hook(begin)
     trainer.train()
     each = len(formed) // 2
     assert each > 10

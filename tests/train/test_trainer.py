@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wmtp_models import MtpForCausalLM, ReferenceModel, weights_fingerprint
+from wmtp_train.algorithms import Rho1WmtpTrainer, trainer_class
 from wmtp_train.build_models import build_policy_from_settings
-from wmtp_train.data import TrainLoader, score
-from wmtp_train.data.inputs import load_inputs
+from wmtp_train.data.loading import TRAIN, data_spec, load_sources, tokenizer_from_settings
+from wmtp_train.data.packed.loader import TrainLoader
+from wmtp_train.data.scoring import ScoringJob
+from wmtp_train.engines.deepspeed.engine import ZeroEngine
+from wmtp_train.run import Run
 
 K = 0.5
 
@@ -28,17 +33,20 @@ def reference_losses(reference, batch):
     return losses
 
 
-def oracle_weights(settings, micro_batch, accumulation):
+def load(settings, mesh):
+    return load_sources(data_spec(settings, tokenizer_from_settings(settings)), mesh)
+
+
+def oracle_weights(settings, mesh, micro_batch, accumulation):
     """rho1-wmtp by the definitions: dense logits, loops over targets, a sort, and plain AdamW."""
-    inputs = load_inputs(settings, with_scores=False)
-    policy = build_policy_from_settings(settings, inputs.tokenizer, value_head=False).train()
+    policy = build_policy_from_settings(settings, tokenizer_from_settings(settings), value_head=False).train()
     reference = AutoModelForCausalLM.from_pretrained(settings.reference.source).eval()
     groups = [
         {"params": [p for p in policy.parameters() if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in policy.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-    loader = TrainLoader(inputs.train.prepared, None, micro_batch, 0, 1, settings.seed, 0)
+    loader = TrainLoader(load(settings, mesh)[TRAIN].prepared, None, micro_batch, 0, 1, settings.seed, 0)
     for step in range(settings.steps):
         kept, counts = [], [0, 0, 0]
         for _ in range(accumulation):
@@ -69,7 +77,7 @@ def oracle_weights(settings, micro_batch, accumulation):
 
 
 @pytest.mark.parametrize("normalize_by", ["valid", "selected"])
-def test_steps_are_those_of_the_definitions_by_brute_force(make_trainer, write_deepspeed, normalize_by):
+def test_steps_are_those_of_the_definitions_by_brute_force(processes, make_trainer, write_deepspeed, normalize_by):
     trainer = make_trainer(
         algo="rho1-wmtp",
         steps=2,
@@ -78,10 +86,10 @@ def test_steps_are_those_of_the_definitions_by_brute_force(make_trainer, write_d
         data={"evaluate": {}},
         deepspeed_config=write_deepspeed(train_batch_size=4, gradient_accumulation_steps=2),
     )
-    before = {name: p.detach().clone() for name, p in trainer.engine.module.named_parameters()}
+    before = {name: p.detach().clone() for name, p in trainer.loop.engine.policy.named_parameters()}
     trainer.train()
-    expected = oracle_weights(trainer.settings, micro_batch=2, accumulation=2)
-    for name, found in trainer.engine.module.named_parameters():
+    expected = oracle_weights(trainer.run.settings, processes, micro_batch=2, accumulation=2)
+    for name, found in trainer.loop.engine.policy.named_parameters():
         torch.testing.assert_close(
             found, expected[name], atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name} {text}"
         )
@@ -112,7 +120,7 @@ def test_how_a_step_is_cut_into_micro_batches_does_not_matter(
         trainer.train()
         selected = {
             (signals.step, int(row)): weights[place] != 0
-            for signals, weights in trainer.objective.weighting.seen
+            for signals, weights in trainer.loop.run.step.weighting.seen
             for place, row in enumerate(signals.row_ids)
         }
         found.append((weights_of(trainer), selected))
@@ -127,27 +135,28 @@ def test_how_a_step_is_cut_into_micro_batches_does_not_matter(
 
 
 def test_scores_select_and_teach_what_the_live_reference_does(
-    make_trainer, make_settings, weights_of, tmp_path, monkeypatch
+    processes, make_trainer, make_settings, weights_of, tmp_path, monkeypatch
 ):
     settings = make_settings(algo="rho1-wmtp", steps=3)
     reference = ReferenceModel.load(settings.reference.source)
-    inputs = load_inputs(settings, with_scores=False)
-    for name, data in inputs.sets().items():
+    for name, data in load(settings, processes).items():
 
         def losses(batch):
             return reference.token_losses(batch.input_ids, batch.position_ids, batch.document_ids)
 
         fingerprint = weights_fingerprint(settings.reference.source)
-        score(data.prepared, losses, tmp_path / "scores" / name, fingerprint, 0, 1, 4)
+        ScoringJob(data.prepared, losses, tmp_path / "scores" / name, fingerprint, processes, 4).run()
 
     live = make_trainer("live", algo="rho1-wmtp")
     live_figures = live.train()
     monkeypatch.setattr(ReferenceModel, "forward", lambda *_: pytest.fail("a scored run called the reference"))
     scored = make_trainer("scored", algo="rho1-wmtp", reference={"scores": tmp_path / "scores"})
     scored_figures = scored.train()
-    assert scored.objective.reference is None
-    assert len(scored.objective.weighting.seen) == len(live.objective.weighting.seen) > 3
-    for (_, ours), (_, theirs) in zip(scored.objective.weighting.seen, live.objective.weighting.seen, strict=True):
+    assert scored.loop.run.step.reference is None
+    assert len(scored.loop.run.step.weighting.seen) == len(live.loop.run.step.weighting.seen) > 3
+    for (_, ours), (_, theirs) in zip(
+        scored.loop.run.step.weighting.seen, live.loop.run.step.weighting.seen, strict=True
+    ):
         assert torch.equal(ours, theirs)
         assert (ours == 0).any()
     assert scored_figures == pytest.approx(live_figures, rel=1e-6)
@@ -163,7 +172,9 @@ def test_the_reference_runs_once_a_micro_batch(make_trainer, write_deepspeed):
         deepspeed_config=write_deepspeed(train_batch_size=6, gradient_accumulation_steps=3),
     )
     calls = []
-    trainer.objective.reference.causal_lm.base_model.register_forward_hook(lambda *_: calls.append(trainer.step))
+    trainer.loop.run.step.reference.causal_lm.base_model.register_forward_hook(
+        lambda *_: calls.append(trainer.loop.number)
+    )
     trainer.train()
     assert calls == [0, 0, 0, 1, 1, 1]
 
@@ -172,7 +183,7 @@ def test_the_reference_runs_once_a_micro_batch(make_trainer, write_deepspeed):
 def test_every_zero_stage_learns_the_same(make_trainer, write_deepspeed, stage):
     config = write_deepspeed(f"stage{stage}.json", stage=stage, train_batch_size=4)
     trainer = make_trainer(f"stage{stage}", algo="rho1-wmtp", steps=20, deepspeed_config=config)
-    before = trainer.evaluate()
+    before = trainer.loop.run.evaluate(trainer.loop.number)
     after = trainer.train()
     for h in range(3):
         assert after[f"held_out/ce/head_{h}"] < before[f"held_out/ce/head_{h}"] - 0.5
@@ -182,15 +193,15 @@ def test_every_zero_stage_learns_the_same(make_trainer, write_deepspeed, stage):
 
 def test_a_run_leaves_what_the_docs_promise(make_trainer, tmp_path):
     trainer = make_trainer(algo="rho1-wmtp", steps=4, log_every=2, evaluate_every=2, save_every=2)
-    figures = trainer.train()
+    metrics = trainer.train()
     folder = tmp_path / "run"
-    assert json.loads((folder / "evaluation.json").read_text()) == figures
+    assert json.loads((folder / "evaluation.json").read_text()) == metrics
     assert json.loads((folder / "settings.json").read_text())["steps"] == 4
     passage = json.loads((folder / "passages.json").read_text())["held_out"]
     assert len(passage["tokens"]) == len(passage["weights"]) == 32
     assert sorted(path.name for path in (folder / "checkpoints").glob("step*")) == ["step_00000002", "step_00000004"]
     assert MtpForCausalLM.from_pretrained(folder / "model").config.horizon == 3
-    assert len(AutoTokenizer.from_pretrained(folder / "model")) == len(trainer.inputs.tokenizer)
+    assert len(AutoTokenizer.from_pretrained(folder / "model")) == len(trainer.run.tokenizer)
 
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
@@ -201,7 +212,7 @@ def test_a_run_leaves_what_the_docs_promise(make_trainer, tmp_path):
     assert expected <= set(events.Tags()["scalars"])
     for tag in expected:
         assert [point.step for point in events.Scalars(tag)] == [2, 4], tag
-    held_out = {f"evaluation/{name}": value for name, value in figures.items()}
+    held_out = {f"evaluation/{name}": value for name, value in metrics.items()}
     for tag, value in held_out.items():
         points = events.Scalars(tag)
         assert [point.step for point in points if point.step] == [2, 4], tag
@@ -223,12 +234,27 @@ def test_the_logged_gradient_norm_is_the_one_before_clipping(make_trainer, write
 
 
 @pytest.mark.parametrize("algo", ["rho1-wmtp", "critic-wmtp"])
-def test_an_evaluation_needs_neither_engine_nor_optimizer(make_trainer, monkeypatch, algo):
-    trainer = make_trainer(algo=algo, steps=1)
-    with monkeypatch.context() as patch:
-        patch.setattr("wmtp_train.trainer.build_engine", lambda *_: pytest.fail("an engine was built"))
-        alone = dict(trainer.evaluate())
-    assert trainer.engine.module is trainer.policy
-    trainer.evaluated_step = -1
-    assert trainer.evaluate() == alone
-    assert trainer.objective.policy is trainer.engine
+def test_an_evaluation_needs_neither_trainer_nor_optimizer(processes, make_trainer, make_settings, algo):
+    run = Run.open(make_settings(algo=algo, steps=1), trainer_class(algo).algorithm, processes)
+    alone = run.evaluate(0)
+    assert make_trainer(algo=algo, steps=1).loop.run.evaluate(0) == alone
+
+
+def test_a_run_is_opened_before_anything_is_written(processes, make_settings, tmp_path):
+    Run.open(make_settings(algo="rho1-wmtp"), Rho1WmtpTrainer.algorithm, processes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_step_is_a_value_that_trains_without_a_loop(processes, make_trainer, make_settings):
+    """What a benchmark times is what a trainer does."""
+    settings = make_settings(algo="rho1-wmtp", steps=3, data={"evaluate": {}})
+    run = Run.open(settings, Rho1WmtpTrainer.algorithm, processes)
+    engine = ZeroEngine(run.policy, run.engine_config, settings.optimizer, settings.steps, processes)
+    batches = run.train.training_batches(processes, run.micro_batch, settings.seed, {})
+    step = replace(run.step, policy=engine)
+    for number in range(settings.steps):
+        step.train(engine, [next(batches) for _ in range(run.accumulation)], number)
+    trainer = make_trainer(algo="rho1-wmtp", steps=3, data={"evaluate": {}})
+    trainer.train()
+    theirs = dict(trainer.run.policy.named_parameters())
+    assert all(torch.equal(weight, theirs[name]) for name, weight in run.policy.named_parameters())

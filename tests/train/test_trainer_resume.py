@@ -15,9 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM
 from wmtp_train.checkpoint import newest_whole_checkpoint, saving
-from wmtp_train.data import score
-from wmtp_train.data.inputs import load_inputs
-from wmtp_train.step import Objective
+from wmtp_train.data.loading import data_spec, load_sources, tokenizer_from_settings
+from wmtp_train.data.scoring import ScoringJob
+from wmtp_train.step import Step
 
 
 def cut_off(finished: Path, folder: Path, step: int) -> None:
@@ -48,11 +48,11 @@ def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(
         "deepspeed_config": write_deepspeed(stage=stage, train_batch_size=4, gradient_accumulation_steps=2),
     }
     whole = make_trainer("whole", **changes)
-    figures = whole.train()
+    metrics = whole.train()
     cut_off(tmp_path / "whole", tmp_path / "halves", step=2)
     resumed = make_trainer("halves", resume=True, **changes)
-    assert resumed.train() == figures
-    assert [signals.step for signals, _ in resumed.objective.weighting.seen[:4]] == [2, 2, 3, 3]
+    assert resumed.train() == metrics
+    assert [signals.step for signals, _ in resumed.loop.run.step.weighting.seen[:4]] == [2, 2, 3, 3]
     one, other = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "halves"))
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
@@ -91,7 +91,7 @@ def test_a_resumed_run_has_one_point_a_step(make_trainer, tmp_path):
 
 def test_resuming_without_a_checkpoint_starts_the_run(make_trainer):
     trainer = make_trainer(algo="mtp-baseline", resume=True, steps=1)
-    assert trainer.step == 0
+    assert trainer.loop.number == 0
     assert trainer.train()
 
 
@@ -122,19 +122,19 @@ def test_an_existing_run_is_not_written_over(make_trainer, tmp_path):
 
 def poison(trainer, step, find_weight):
     """From `step` completed steps on, one weight of the policy is NaN."""
-    train_step = trainer.train_step
+    train_step = trainer.loop.train_step
 
     def poisoned():
-        if trainer.step == step:
+        if trainer.loop.number == step:
             with torch.no_grad():
-                find_weight(trainer.engine.module).fill_(math.nan)
+                find_weight(trainer.loop.engine.policy).fill_(math.nan)
         train_step()
 
-    trainer.train_step = poisoned
+    trainer.loop.train_step = poisoned
 
 
 def weight_of_head_2(policy: MtpForCausalLM) -> torch.Tensor:
-    return policy.head_layers.heads[2].mlp.down_proj.weight
+    return policy.heads.layers[1].mlp.down_proj.weight
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
@@ -164,7 +164,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_checkpoint(
     assert not (folder / "evaluation.json").exists()
     resumed = make_trainer(resume=True, **changes)
     assert all(math.isfinite(figure) for figure in resumed.train().values())
-    assert resumed.objective.weighting.seen[0][0].step == 2
+    assert resumed.loop.run.step.weighting.seen[0][0].step == 2
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
@@ -176,16 +176,16 @@ def test_a_gradient_that_is_not_finite_is_named_by_its_own_step(
 ):
     changes = {"algo": "mtp-baseline", "steps": 6, "save_every": 2, "log_every": log_every}
     trainer = make_trainer(deepspeed_config=write_deepspeed(**config), **changes)
-    compute = Objective.loss
+    compute = Step.loss
 
-    def poisoned(objective, batch, step, counts):
-        loss = compute(objective, batch, step, counts)
-        if step == 2:
+    def poisoned(step, micro_batch, normalizers):
+        loss = compute(step, micro_batch, normalizers)
+        if micro_batch.inputs.step == 2:
             loss.total.register_hook(lambda gradient: gradient * math.nan)
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Objective, "loss", poisoned)
+        patch.setattr(Step, "loss", poisoned)
         with pytest.raises(UserError, match=r"^step 3: the gradient is not finite.*run/checkpoints/step_00000002; "):
             trainer.train()
     assert [path.name for path in (tmp_path / "run/checkpoints").glob("step*")] == ["step_00000002"]
@@ -202,14 +202,13 @@ def test_a_value_head_that_is_not_finite_is_named(make_trainer):
 
 REFUSED_BEFORE_ANYTHING_IS_WRITTEN = [
     ("rho1-wmtp", {"reference": {"source": None}}, r"reference\.source"),
-    ("labelled", {"normalize_by": "selected"}, "normalize_by"),
     ("labelled", {"corpus": [{"text": "no labels at all " * 20}]}, "noise"),
     ("critic-wmtp", {"corpus": [{"text": "no rewards at all " * 20}]}, "reward"),
 ]
 
 
 @pytest.mark.parametrize(("algo", "changes", "problem"), REFUSED_BEFORE_ANYTHING_IS_WRITTEN)
-def test_what_a_person_can_mend_is_refused_before_anything_is_written(make_trainer, tmp_path, algo, changes, problem):
+def test_what_the_user_can_fix_is_refused_before_anything_is_written(make_trainer, tmp_path, algo, changes, problem):
     changes = dict(changes)
     if "corpus" in changes:
         corpus = tmp_path / "corpus.jsonl"
@@ -239,17 +238,35 @@ def test_a_run_resumes_only_as_itself(make_trainer, name, changes):
     assert str(error.value).count("(this run: ") == 1
 
 
-def test_a_run_resumes_only_with_the_same_scores(make_trainer, make_settings, tiny_home, tmp_path):
-    scores = {}
+def test_a_run_resumes_only_with_the_same_scores(processes, make_trainer, make_settings, tiny_home, tmp_path):
+    scores, settings = {}, make_settings()
+    sources = load_sources(data_spec(settings, tokenizer_from_settings(settings)), processes)
     for computed_in in ("float32", "bfloat16"):
-        for name, data in load_inputs(make_settings(), with_scores=False).sets().items():
-            score(data.prepared, lambda batch: batch.input_ids / 100, tmp_path / computed_in / name, "r", 0, 1, 4,
-                  computed_in=computed_in)  # fmt: skip
+        for name, data in sources.items():
+            folder = tmp_path / computed_in / name
+            ScoringJob(
+                data.prepared, lambda batch: batch.input_ids / 100, folder, "r", processes, 4, computed_in=computed_in
+            ).run()
         scores[computed_in] = {"source": None, "scores": tmp_path / computed_in}
     make_trainer("run", steps=2, reference=scores["float32"]).train()
     with pytest.raises(UserError, match=r"saved with data\.computed_in float32 \(this run: bfloat16\); start it alike"):
         make_trainer("run", steps=3, resume=True, reference=scores["bfloat16"]).train()
     make_trainer("run", steps=3, resume=True, reference=scores["float32"]).train()
+
+
+def test_a_checkpoint_of_an_earlier_format_is_refused_with_the_way_on(make_trainer, tmp_path):
+    make_trainer(algo="mtp-baseline", steps=2).train()
+    folder = tmp_path / "run/checkpoints/step_00000002"
+    about = json.loads((folder / "run.json").read_text())
+    del about["format"]
+    (folder / "run.json").write_text(json.dumps(about))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["run.json"] = saving.write_manifest.__globals__["_describe_file"](folder / "run.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        UserError, match=r"step_00000002: an earlier version saved it.*start one from its model/ folder"
+    ):
+        make_trainer(algo="mtp-baseline", steps=4, resume=True).train()
 
 
 def test_a_newer_transformers_resumes_with_a_word(make_trainer, monkeypatch, capfd):
@@ -259,7 +276,7 @@ def test_a_newer_transformers_resumes_with_a_word(make_trainer, monkeypatch, cap
     monkeypatch.setattr(saving, "version", lambda name: "99.0" if name == "transformers" else version(name))
     capfd.readouterr()
     resumed = make_trainer("run", algo="mtp-baseline", steps=3, resume=True)
-    assert resumed.policy.config.trunk.to_dict()["transformers_version"] == "99.0"
+    assert resumed.run.policy.config.trunk.to_dict()["transformers_version"] == "99.0"
     resumed.train()
     assert f"was saved by other versions: transformers {transformers.__version__} → 99.0\n" in capfd.readouterr().err
 
@@ -282,7 +299,7 @@ def test_another_learning_rate_counts_from_the_resumption_on(make_trainer, tmp_p
     make_trainer("run", steps=2, **changes, **rates[0]).train()
     resumed = make_trainer("run", steps=4, resume=True, **changes, **rates[1])
     resumed.train()
-    assert resumed.learning_rate == pytest.approx(1e-5)
+    assert resumed.loop.learning_rate == pytest.approx(1e-5)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
@@ -292,7 +309,7 @@ def test_other_decays_count_from_the_resumption_on(make_trainer, write_deepspeed
     now = {"weight_decay": 0.25, "betas": (0.8, 0.99)}
     resumed = make_trainer("run", steps=3, resume=True, optimizer=now, **changes)
     resumed.train()
-    groups = resumed.engine.lr_scheduler.optimizer.param_groups
+    groups = resumed.loop.engine._engine.lr_scheduler.optimizer.param_groups
     assert [(group["weight_decay"], tuple(group["betas"])) for group in groups] == [
         (0.25, (0.8, 0.99)),
         (0.0, (0.8, 0.99)),
@@ -304,7 +321,7 @@ def test_another_batch_size_goes_on_in_the_data_where_it_stopped(make_trainer, w
     make_trainer("run", steps=2, deepspeed_config=write_deepspeed(train_batch_size=4), **changes).train()
     resumed = make_trainer("run", steps=3, resume=True, deepspeed_config=write_deepspeed(train_batch_size=2), **changes)
     resumed.train()
-    assert resumed.consumed_rows == 10
+    assert resumed.loop.batches.state_dict() == {"consumed_rows": 10}
 
 
 def test_a_folder_that_a_person_kept_is_no_checkpoint_of_the_run(make_trainer, tmp_path):
@@ -317,12 +334,12 @@ def test_a_folder_that_a_person_kept_is_no_checkpoint_of_the_run(make_trainer, t
 
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before_with_the_same_end(make_trainer, tmp_path, capfd):
     changes = {"algo": "rho1-wmtp", "steps": 6, "save_every": 2}
-    figures = make_trainer("whole", **changes).train()
+    metrics = make_trainer("whole", **changes).train()
     cut_off(tmp_path / "whole", tmp_path / "cut", step=6)
     damaged = tmp_path / "cut/checkpoints/step_00000006"
     (damaged / "rng_00000.pt").unlink()
     capfd.readouterr()
-    assert make_trainer("cut", resume=True, **changes).train() == figures
+    assert make_trainer("cut", resume=True, **changes).train() == metrics
     assert f"warning: checkpoint {damaged} is damaged: rng_00000.pt is missing" in capfd.readouterr().err
     left = sorted(path.name for path in damaged.parent.iterdir())
     assert left == ["step_00000004", "step_00000006", "step_00000006.damaged"]
@@ -337,19 +354,19 @@ def test_the_checkpoint_of_the_lowest_held_out_loss_stays(make_trainer, tmp_path
         keep_best="held_out/ce/head_1",
         optimizer={"learning_rate": 0.1, "schedule": "constant"},
     )
-    losses, evaluate = {}, trainer.evaluate
+    losses, evaluate = {}, trainer.loop.evaluate
 
     def rising():
-        figures = evaluate()
-        figures["held_out/ce/head_1"] = losses[trainer.step] = abs(trainer.step - 2.2)
-        return figures
+        metrics = evaluate()
+        metrics["held_out/ce/head_1"] = losses[trainer.loop.number] = abs(trainer.loop.number - 2.2)
+        return metrics
 
-    trainer.evaluate = rising
+    trainer.loop.evaluate = rising
     trainer.train()
     assert min(losses, key=losses.get) == 2
     left = sorted((tmp_path / "run/checkpoints").iterdir())
     assert [path.name for path in left] == ["step_00000002", "step_00000005"]
-    assert json.loads((left[0] / "run.json").read_text())["figures"]["held_out/ce/head_1"] == losses[2]
+    assert json.loads((left[0] / "run.json").read_text())["metrics"]["held_out/ce/head_1"] == losses[2]
 
 
 def test_a_best_by_something_unknown_is_refused_before_anything_is_written(make_trainer, tmp_path):
@@ -364,23 +381,25 @@ def test_a_checkpoint_holds_the_settings(make_trainer, tmp_path):
     trainer = make_trainer(algo="mtp-baseline", steps=1)
     trainer.train()
     about = json.loads((tmp_path / "run/checkpoints/step_00000001/run.json").read_text())
-    assert about["settings"] == trainer.settings.model_dump(mode="json")
-    assert about["consumed_rows"] == 4
+    assert about["settings"] == trainer.run.settings.model_dump(mode="json")
+    assert about["batches"] == {"consumed_rows": 4}
 
 
-def test_a_disk_that_fills_up_between_checkpoints_ends_the_run_in_one_line(make_trainer, tmp_path, small_disk):
+def test_a_disk_that_fills_up_between_checkpoints_ends_the_run_in_one_line(
+    processes, make_trainer, tmp_path, small_disk
+):
     small_disk(tmp_path / "disk", "size=2m")
     trainer = make_trainer("disk/run", algo="mtp-baseline", steps=200, save_every=1, log_every=1)
-    train_step = trainer.train_step
+    train_step = trainer.loop.train_step
 
     def filling():
         train_step()
-        if trainer.step == 2:
+        if trainer.loop.number == 2:
             room = os.statvfs(tmp_path / "disk")
             (tmp_path / "disk" / "else").write_bytes(bytes(room.f_bavail * room.f_frsize))
 
-    trainer.train_step = filling
-    with pytest.raises(UserError, match=r"no space left on device; make room or mend the folder, then --resume$"):
+    trainer.loop.train_step = filling
+    with pytest.raises(UserError, match=r"no space left on device; make room or fix the folder, then --resume$"):
         trainer.train()
     (tmp_path / "disk" / "else").unlink()
-    assert newest_whole_checkpoint(tmp_path / "disk/run/checkpoints").name == "step_00000001"
+    assert newest_whole_checkpoint(tmp_path / "disk/run/checkpoints", processes).name == "step_00000001"

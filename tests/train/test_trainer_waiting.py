@@ -43,9 +43,9 @@ class Waits(TorchDispatchMode):
         if not self.watching or not (place := our_caller()):
             return
         # In the backward, skipping rows has to count them.
-        if operation == "nonzero" and "/fused_cross_entropy.py" in place:
+        if operation == "nonzero" and "/losses/fused.py" in place:
             self.counted_by_the_loss += 1
-        elif operation != "nonzero" or "/row_sparse.py" not in place:
+        elif operation != "nonzero" or "/sparse_grad_linear.py" not in place:
             self.places.append(f"{place}: {operation}")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -82,20 +82,20 @@ def test_a_step_never_waits_for_the_device(make_trainer, monkeypatch, algo, norm
         data={"evaluate": {}},
     )
     waits = Waits(monkeypatch)
-    trainer.train_step = waits.watch(trainer.train_step)
-    monkeypatch.setattr(wmtp_core.losses.fused, "_counting_waits", lambda tensor: True)
+    trainer.loop.train_step = waits.watch(trainer.loop.train_step)
+    monkeypatch.setattr(wmtp_core.losses.fused, "_on_accelerator", lambda tensor: True)
     with torch.compiler.set_stance("force_eager"):
         trainer.train()
-    assert len(trainer.objective.weighting.seen) == 3
+    assert len(trainer.loop.run.step.weighting.seen) == 3
     assert waits.places == []
-    assert waits.counted_by_the_loss == 2 * len(trainer.objective.weighting.seen)
+    assert waits.counted_by_the_loss == 2 * len(trainer.loop.run.step.weighting.seen)
 
 
 def test_the_watch_sees_what_waits(make_trainer, monkeypatch):
     trainer = make_trainer(algo="rho1-wmtp", steps=1)
     waits = Waits(monkeypatch)
-    trainer.log = waits.watch(trainer.log)
-    trainer.evaluate = waits.watch(trainer.evaluate)
+    trainer.loop.log = waits.watch(trainer.loop.log)
+    trainer.loop.evaluate = waits.watch(trainer.loop.evaluate)
     trainer.train()
-    for file in ("statistics.py", "evaluation.py"):
+    for file in ("accumulator.py", "held_out.py"):
         assert any(file in place for place in waits.places)

@@ -32,7 +32,7 @@ def test_a_killed_run_goes_on_to_the_bit_or_with_another_number_of_processes(
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
 
     again = on_ranks(tmp_path, 2, train, make_settings("killed", resume=True, **changes))
-    assert [figures for figures, _ in again] == [figures for figures, _ in whole]
+    assert [metrics for metrics, _ in again] == [metrics for metrics, _ in whole]
     expected, found = model(tmp_path / "whole"), model(tmp_path / "killed")
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 

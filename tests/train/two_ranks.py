@@ -11,8 +11,8 @@ from conftest import Answers
 from wmtp_core import RandomWeighting, UserError
 from wmtp_train.metrics.accumulator import MetricAccumulator
 from wmtp_train.metrics.held_out import evaluate
-from wmtp_train.ranks.collective import run_on_rank0_and_broadcast
-from wmtp_train.ranks.lifecycle import rank0_first
+from wmtp_train.ranks.collective import rank0_first, run_on_rank0_and_broadcast
+from wmtp_train.ranks.mesh import Mesh
 
 
 def main(folder: Path, rank: int) -> None:
@@ -20,8 +20,10 @@ def main(folder: Path, rank: int) -> None:
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     job = torch.load(folder / "jobs.pt", weights_only=False)[rank]
-    kinds = ["hex", "shuffled"]
-    statistics = MetricAccumulator(3, kinds, torch.device("cpu"))
+    everyone = dist.group.WORLD
+    mesh = Mesh(rank, 2, torch.device("cpu"), everyone, everyone)
+    names = ("hex", "shuffled")
+    statistics = MetricAccumulator(3, names, mesh)
     for loss in job["losses"]:
         statistics.add(loss)
     found = {"statistics": statistics.read(job["steps"])}
@@ -30,8 +32,8 @@ def main(folder: Path, rank: int) -> None:
         statistics.refuse_non_finite(lambda: "no checkpoint")
     except (UserError, SystemExit) as end:
         found["end"] = end.args[0]
-    objective = Answers(job["evaluation"], RandomWeighting(0.5, "sequence"))
-    found["evaluation"] = evaluate(objective, [batch for batch, _, _ in job["evaluation"]], 0, kinds)
+    step = Answers(job["evaluation"], RandomWeighting(0.5, "sequence"), mesh)
+    found["evaluation"] = evaluate(step, [batch for batch, _, _ in job["evaluation"]], 0, names)
     trace = folder / "trace"
 
     def note() -> str:
@@ -39,8 +41,8 @@ def main(folder: Path, rank: int) -> None:
         trace.write_text(f"{before}{rank}")
         return before
 
-    found["before_me"] = rank0_first(note, "the trace")
-    found["of_rank_0"] = run_on_rank0_and_broadcast(lambda: f"found by {rank}", "the rank")
+    found["before_me"] = rank0_first(mesh, note, "the trace")
+    found["of_rank_0"] = run_on_rank0_and_broadcast(mesh, lambda: f"found by {rank}", "the rank")
     torch.save(found, folder / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -6,10 +6,9 @@ import torch
 from wmtp_core import CriticWeighting, UniformWarmup
 from wmtp_train.algorithms.critic import RewardObjective
 from wmtp_train.data.batch import Batch
-from wmtp_train.data.inputs import training_batches
 
 
-def test_it_wires_the_settings_and_a_value_head(make_trainer):
+def test_it_wires_the_settings_and_a_value_head(processes, make_trainer):
     critic = {
         "discount": 0.5,
         "temperature": 2.0,
@@ -22,9 +21,11 @@ def test_it_wires_the_settings_and_a_value_head(make_trainer):
     }
     trainer = make_trainer(algo="critic-wmtp", critic=critic)
     warmup_steps = critic.pop("value_warmup_steps")
-    assert trainer.objective.weighting.weighting == UniformWarmup(CriticWeighting(**critic, group=None), warmup_steps)
-    assert trainer.engine.module.value_head is not None
-    assert trainer.objective.reference is None
+    assert trainer.loop.run.step.weighting.weighting == UniformWarmup(
+        CriticWeighting(**critic, group=processes.data_parallel), warmup_steps
+    )
+    assert trainer.run.policy.value_head is not None
+    assert trainer.loop.run.step.reference is None
 
 
 @pytest.mark.parametrize("transform", ["softmax", "exp"])
@@ -32,8 +33,8 @@ def test_weights_are_uniform_until_the_warm_up_has_ended(make_trainer, transform
     changes = {"critic": {"value_warmup_steps": 2, "transform": transform}, "data": {"evaluate": {}}}
     trainer = make_trainer(algo="critic-wmtp", steps=4, **changes)
     trainer.train()
-    assert [signals.step for signals, _ in trainer.objective.weighting.seen] == [0, 1, 2, 3]
-    for signals, weights in trainer.objective.weighting.seen:
+    assert [signals.step for signals, _ in trainer.loop.run.step.weighting.seen] == [0, 1, 2, 3]
+    for signals, weights in trainer.loop.run.step.weighting.seen:
         uniform = signals.valid.float()
         assert torch.equal(weights, uniform) is (signals.step < 2)
         assert weights.sum().item() == pytest.approx(uniform.sum().item(), rel=1e-5)
@@ -43,7 +44,7 @@ def test_weights_are_uniform_until_the_warm_up_has_ended(make_trainer, transform
 def test_weights_at_a_position_sum_to_its_valid_heads(make_trainer):
     trainer = make_trainer(algo="critic-wmtp", steps=4, critic={"value_warmup_steps": 1}, data={"evaluate": {}})
     trainer.train()
-    signals, weights = trainer.objective.weighting.seen[-1]
+    signals, weights = trainer.loop.run.step.weighting.seen[-1]
     torch.testing.assert_close(weights.sum(dim=-1), signals.valid.sum(dim=-1).float())
 
 
@@ -74,19 +75,19 @@ def test_the_value_head_learns_to_tell_good_text_from_broken(make_trainer, write
         critic={"value_coefficient": 1.0, "value_warmup_steps": 50, "gradient_to_trunk": True},
         deepspeed_config=write_deepspeed(train_batch_size=8),
     )
-    assert trainer.evaluate()["held_out/value_auc"] == 0.5
+    assert trainer.loop.run.evaluate(trainer.loop.number)["held_out/value_auc"] == 0.5
     assert trainer.train()["held_out/value_auc"] > 0.8
 
 
-def test_pairs_teach_by_ranking(make_trainer, tiny_home):
+def test_pairs_teach_by_ranking(processes, make_trainer, tiny_home):
     files = [str(tiny_home / "pairs.jsonl")]
     trainer = make_trainer(algo="critic-wmtp", steps=30, data={"train": files, "evaluate": {}})
-    batch = next(training_batches(trainer.inputs.train, trainer.settings, trainer.micro_batch, 0))
+    batch = next(trainer.run.train.training_batches(processes, trainer.run.micro_batch, 0, {}))
 
     def ranking_loss():
-        trainer.engine.eval()
-        with torch.no_grad():
-            losses, mask = trainer.objective.value_objective(trainer.objective.forward(batch, 0)[0].values, batch)
+        trainer.run.policy.eval()
+        step = trainer.loop.run.step
+        losses, mask = step.value_objective(step.evaluate(batch, 0)[0].values, batch)
         assert mask.any()
         return float(losses.sum() / mask.sum())
 

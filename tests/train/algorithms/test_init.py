@@ -2,7 +2,6 @@ import pytest
 
 from wmtp_core import UserError
 from wmtp_train.algorithms import TRAINERS, CriticWmtpTrainer, MtpBaselineTrainer, Rho1WmtpTrainer, trainer_class
-from wmtp_train.trainer import BaseWmtpTrainer
 
 
 def test_the_algorithms_by_their_names():
@@ -12,10 +11,11 @@ def test_the_algorithms_by_their_names():
     assert [trainer_class(name) for name in TRAINERS] == list(TRAINERS.values())
 
 
-def test_an_algorithm_wires_and_overrides_nothing_else():
-    for trainer in TRAINERS.values():
-        assert issubclass(trainer, BaseWmtpTrainer)
-        assert [name for name in vars(trainer) if not name.startswith("__")] == []
+def test_what_an_algorithm_needs_is_known_before_it_is_built():
+    needs = {name: trainer.algorithm for name, trainer in TRAINERS.items()}
+    assert [name for name, algorithm in needs.items() if algorithm.needs_reference] == ["rho1-wmtp", "softmax-excess"]
+    assert [name for name, algorithm in needs.items() if algorithm.needs_rewards] == ["critic-wmtp"]
+    assert [name for name, algorithm in needs.items() if algorithm.needs_token_labels] == ["labelled"]
 
 
 def test_an_unknown_algorithm_is_refused_with_those_there_are():

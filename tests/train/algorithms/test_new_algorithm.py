@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from wmtp_core import HeadWeighting
+from wmtp_core import HeadWeighting, WeightPlan
+from wmtp_train.algorithm import Algorithm
 from wmtp_train.algorithms import TRAINERS, trainer_class
 from wmtp_train.trainer import BaseWmtpTrainer
 
@@ -17,23 +18,20 @@ def example(monkeypatch):
     """The code block, run."""
     (block,) = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
     trainers = dict(TRAINERS)
-    exec(block, {"BaseWmtpTrainer": BaseWmtpTrainer, "HeadWeighting": HeadWeighting, "TRAINERS": trainers})
+    offered = (Algorithm, BaseWmtpTrainer, HeadWeighting, WeightPlan)
+    exec(block, {**{part.__name__: part for part in offered}, "TRAINERS": trainers})
     (name,) = trainers.keys() - TRAINERS.keys()
     monkeypatch.setitem(TRAINERS, name, trainers[name])
-    return name, block
-
-
-def test_it_is_ten_lines(example):
-    assert len([line for line in example[1].splitlines() if line.strip()]) <= 10
+    return name
 
 
 def test_it_trains_like_any_other(example, make_trainer):
-    name, _ = example
+    name = example
     assert trainer_class(name) is TRAINERS[name]
     trainer = make_trainer(algo=name, steps=15)
-    before = trainer.evaluate()["held_out/ce/head_0"]
+    before = trainer.loop.run.evaluate(trainer.loop.number)["held_out/ce/head_0"]
     assert trainer.train()["held_out/ce/head_0"] < before
-    for signals, weights in trainer.objective.weighting.seen:
+    for signals, weights in trainer.loop.run.step.weighting.seen:
         for ce, valid, weight in zip(
             signals.ce.view(-1, 3), signals.valid.view(-1, 3), weights.view(-1, 3), strict=True
         ):

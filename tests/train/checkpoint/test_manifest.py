@@ -33,31 +33,31 @@ DAMAGE = {
 }
 
 
-def test_a_checkpoint_is_whole_when_it_was_saved(saved):
-    assert [find_flaw(path) for path in sorted(saved.iterdir())] == ["", "", ""]
-    assert newest_whole_checkpoint(saved) == saved / "step_00000006"
+def test_a_checkpoint_is_whole_when_it_was_saved(processes, saved):
+    assert [find_flaw(path, processes) for path in sorted(saved.iterdir())] == ["", "", ""]
+    assert newest_whole_checkpoint(saved, processes) == saved / "step_00000006"
 
 
 def test_where_there_is_none_there_is_nothing_to_load(processes, tmp_path):
-    assert newest_whole_checkpoint(tmp_path) is None
-    assert newest_whole_checkpoint(tmp_path / "absent") is None
+    assert newest_whole_checkpoint(tmp_path, processes) is None
+    assert newest_whole_checkpoint(tmp_path / "absent", processes) is None
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_found_named_and_skipped_for_the_one_before(saved, capfd, damage):
+def test_damage_is_found_named_and_skipped_for_the_one_before(processes, saved, capfd, damage):
     apply, flaw = DAMAGE[damage]
     newest = saved / "step_00000006"
     apply(newest)
-    assert newest_whole_checkpoint(saved) == saved / "step_00000004"
+    assert newest_whole_checkpoint(saved, processes) == saved / "step_00000004"
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"warning: checkpoint {newest} is damaged: ")
     assert flaw in line
     assert sorted(path.name for path in saved.iterdir()) == ["step_00000002", "step_00000004", "step_00000006.damaged"]
-    assert newest_whole_checkpoint(saved) == saved / "step_00000004"
+    assert newest_whole_checkpoint(saved, processes) == saved / "step_00000004"
     assert capfd.readouterr().err == ""
 
 
-def test_every_flipped_byte_of_the_manifest_is_found_or_means_nothing(saved):
+def test_every_flipped_byte_of_the_manifest_is_found_or_means_nothing(processes, saved):
     path = saved / "step_00000006"
     manifest = path / "manifest.json"
     whole = manifest.read_bytes()
@@ -67,34 +67,34 @@ def test_every_flipped_byte_of_the_manifest_is_found_or_means_nothing(saved):
             same = json.loads(manifest.read_bytes()) == json.loads(whole)
         except ValueError:
             same = False
-        assert (find_flaw(path) == "") == same
+        assert (find_flaw(path, processes) == "") == same
         manifest.write_bytes(whole)
 
 
-def test_two_damaged_ones_are_both_skipped(saved, capfd):
+def test_two_damaged_ones_are_both_skipped(processes, saved, capfd):
     (saved / "step_00000006" / WEIGHTS).unlink()
     flip(saved / "step_00000004" / RNG)
-    assert newest_whole_checkpoint(saved) == saved / "step_00000002"
+    assert newest_whole_checkpoint(saved, processes) == saved / "step_00000002"
     assert len(capfd.readouterr().err.splitlines()) == 2
 
 
-def test_every_flaw_of_a_checkpoint_is_named(saved):
+def test_every_flaw_of_a_checkpoint_is_named(processes, saved):
     path = saved / "step_00000006"
     (path / WEIGHTS).unlink()
     flip(path / RNG)
-    assert find_flaw(path) == f"{WEIGHTS} is missing; {RNG} has another content than was saved"
+    assert find_flaw(path, processes) == f"{WEIGHTS} is missing; {RNG} has another content than was saved"
 
 
-def test_where_none_is_whole_the_run_is_refused_and_they_stay(saved):
+def test_where_none_is_whole_the_run_is_refused_and_they_stay(processes, saved):
     for path in saved.iterdir():
         (path / RNG).unlink()
     with pytest.raises(UserError, match=rf"{saved}/step_00000002: {RNG} is missing; none of the 3 in the folder"):
-        newest_whole_checkpoint(saved)
+        newest_whole_checkpoint(saved, processes)
     assert sorted(path.name for path in saved.iterdir()) == ["step_00000002", "step_00000004", "step_00000006"]
 
 
-def test_a_second_damaged_one_of_a_step_takes_the_place_of_the_first(saved):
+def test_a_second_damaged_one_of_a_step_takes_the_place_of_the_first(processes, saved):
     shutil.copytree(saved / "step_00000006", saved / "step_00000006.damaged")
     (saved / "step_00000006" / RNG).unlink()
-    newest_whole_checkpoint(saved)
+    newest_whole_checkpoint(saved, processes)
     assert not (saved / "step_00000006.damaged" / RNG).exists()

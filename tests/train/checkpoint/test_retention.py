@@ -10,11 +10,11 @@ BY = "held_out/ce/head_0"
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    def make(figures):
-        for step, figure in figures.items():
+    def make(metrics):
+        for step, figure in metrics.items():
             path = tmp_path / f"step_{step:08d}"
             path.mkdir()
-            (path / "run.json").write_text(json.dumps({"figures": {} if figure is None else {BY: figure}}))
+            (path / "run.json").write_text(json.dumps({"metrics": {} if figure is None else {BY: figure}}))
         return tmp_path
 
     return make
@@ -48,7 +48,7 @@ def test_a_damaged_one_is_not_the_best(checkpoints, damage):
 
 
 @pytest.mark.parametrize(
-    ("figures", "keep", "best_by", "left"),
+    ("metrics", "keep", "best_by", "left"),
     [
         ({1: 1, 2: 2, 3: 3, 4: 4}, 2, None, [3, 4]),
         ({1: 1, 2: 2, 3: 3, 4: 4}, 2, BY, [1, 3, 4]),
@@ -61,7 +61,7 @@ def test_a_damaged_one_is_not_the_best(checkpoints, damage):
         ({1: 1}, 5, BY, [1]),
     ],
 )
-def test_the_newest_and_the_best_stay(checkpoints, figures, keep, best_by, left):
-    folder = checkpoints(figures)
+def test_the_newest_and_the_best_stay(checkpoints, metrics, keep, best_by, left):
+    folder = checkpoints(metrics)
     rotate(folder, keep, best_by)
     assert steps(folder) == left

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from wmtp_train.data import PreparedData, prepare
+from wmtp_train.data.packed.prepared import PreparedData, prepare
 
 datasets.disable_progress_bars()
 

@@ -5,21 +5,22 @@ import pytest
 import torch
 
 from wmtp_core import UserError
-from wmtp_train.metrics.accumulator import MetricAccumulator, noise_figures
+from wmtp_train.metrics.accumulator import MetricAccumulator
 from wmtp_train.step import MicroBatchLoss
 
-KINDS = ["hex", "shuffled"]
+KINDS = ("hex", "shuffled")
 HORIZON = 3
 
 
 def micro_batch(make, seed, step=0):
     """Losses whose weights are some 0 and some not 1."""
-    _, _, signals = make(seed, HORIZON, step)
+    _, output, signals = make(seed, HORIZON, step)
     draw = torch.Generator().manual_seed(seed + 1000)
     weights = torch.rand(signals.valid.shape, generator=draw).mul(2).where(signals.valid, 0)
     weights = weights.where(torch.rand(weights.shape, generator=draw) < 0.7, 0)
     policy, value_sum, value_count = torch.tensor(0.5 + seed), torch.tensor(2.0 * seed), torch.tensor(seed + 3)
-    return MicroBatchLoss(policy + value_sum, policy, value_sum, value_count, signals, weights)
+    total = policy + value_sum
+    return MicroBatchLoss(total, policy, value_sum, value_count, None, signals, output.ce, weights)
 
 
 def brute_force(micro_batches, steps, newest):
@@ -28,7 +29,7 @@ def brute_force(micro_batches, steps, newest):
     kinds = [[0, 0] for _ in range(len(KINDS) + 1)]
     loss = value_loss = value_count = entropy = positions = 0.0
     for number, one in enumerate(micro_batches):
-        signals, weights = one.signals, one.weights
+        signals, weights = one.inputs, one.weights
         loss, value_loss, value_count = loss + one.policy, value_loss + one.value_sum, value_count + one.value_count
         rows, length, _ = signals.valid.shape
         for b in range(rows):
@@ -38,22 +39,22 @@ def brute_force(micro_batches, steps, newest):
                 total = sum(weights[b, t, h].item() for h in here)
                 for h in here:
                     p, weight = t + h + 1, weights[b, t, h].item()
-                    ce, reference = signals.ce[b, t, h].item(), signals.reference_ce[b, p].item()
+                    ce, reference = one.ce[b, t, h].item(), signals.reference_ce[b, p].item()
                     head = heads[h]
                     head["valid"] += 1
                     head["ce"] += ce
                     head["reference"] += reference
-                    kinds[signals.noise[b, p]][0] += h >= 1
+                    kinds[signals.token_labels[b, p]][0] += h >= 1
                     if weight:
                         entropy -= weight / total * math.log(weight / total)
                         head["selected"] += 1
-                        kinds[signals.noise[b, p]][1] += h >= 1
+                        kinds[signals.token_labels[b, p]][1] += h >= 1
                         if number in newest:
                             head["threshold"] = min(head["threshold"], ce - reference)
-    figures = {"train/loss": float(loss / steps)}
+    metrics = {"train/loss": float(loss / steps)}
     for h, head in enumerate(heads):
         n = head["valid"]
-        figures |= {
+        metrics |= {
             f"ce/head_{h}": head["ce"] / n,
             f"reference_ce/head_{h}": head["reference"] / n,
             f"excess_mean/head_{h}": (head["ce"] - head["reference"]) / n,
@@ -61,25 +62,25 @@ def brute_force(micro_batches, steps, newest):
             f"selected_count/head_{h}": head["selected"],
             f"selected_ratio/head_{h}": head["selected"] / n,
         }
-    figures |= {"critic/value_loss": float(value_loss / value_count), "critic/weight_entropy": entropy / positions}
-    figures["noise/precision"] = kinds[0][1] / sum(selected for _, selected in kinds)
-    figures["noise/recall"] = figures["noise/kept/clean"] = kinds[0][1] / kinds[0][0]
+    metrics |= {"critic/value_loss": float(value_loss / value_count), "critic/weight_entropy": entropy / positions}
+    metrics["noise/precision"] = kinds[0][1] / sum(selected for _, selected in kinds)
+    metrics["noise/recall"] = metrics["noise/kept/clean"] = kinds[0][1] / kinds[0][0]
     for kind, (targets, selected) in zip(KINDS, kinds[1:], strict=True):
-        figures[f"noise/kept/{kind}"] = selected / targets
-        figures[f"noise/precision/{kind}"] = kinds[0][1] / (kinds[0][1] + selected)
-    return figures
+        metrics[f"noise/kept/{kind}"] = selected / targets
+        metrics[f"noise/precision/{kind}"] = kinds[0][1] / (kinds[0][1] + selected)
+    return metrics
 
 
-def test_figures_are_those_of_a_loop_over_every_target(processes, random_micro_batch):
+def test_metrics_are_those_of_a_loop_over_every_target(processes, random_micro_batch):
     micro_batches = [micro_batch(random_micro_batch, seed) for seed in range(4)]
-    statistics = MetricAccumulator(HORIZON, KINDS, torch.device("cpu"))
+    statistics = MetricAccumulator(HORIZON, KINDS, processes)
     for one in micro_batches:
         statistics.add(one)
     assert statistics.read(steps=2) == pytest.approx(brute_force(micro_batches, 2, newest={3}), rel=1e-5)
 
 
 def test_reading_starts_a_new_interval(processes, random_micro_batch):
-    statistics = MetricAccumulator(HORIZON, KINDS, torch.device("cpu"))
+    statistics = MetricAccumulator(HORIZON, KINDS, processes)
     statistics.add(micro_batch(random_micro_batch, 1))
     statistics.read(1)
     second = micro_batch(random_micro_batch, 2)
@@ -90,7 +91,7 @@ def test_reading_starts_a_new_interval(processes, random_micro_batch):
 def test_two_ranks_read_the_figures_of_both_together(random_micro_batch, over_two_ranks):
     shares = [[micro_batch(random_micro_batch, seed) for seed in seeds] for seeds in ((0, 1), (2, 3))]
     good, poisoned = micro_batch(random_micro_batch, 4, step=6), micro_batch(random_micro_batch, 4, step=6)
-    poisoned.signals.ce[2, 0, 1] = math.nan
+    poisoned.ce[2, 0, 1] = math.nan
     jobs = [
         {"losses": share, "steps": 2, "bad_loss": bad, "evaluation": [random_micro_batch(9)]}
         for share, bad in zip(shares, (good, poisoned), strict=True)
@@ -106,35 +107,35 @@ def test_two_ranks_read_the_figures_of_both_together(random_micro_batch, over_tw
 
 def test_what_a_run_does_not_have_is_not_reported(processes, random_micro_batch):
     loss = micro_batch(random_micro_batch, 1)
-    statistics = MetricAccumulator(HORIZON, [], torch.device("cpu"))
-    signals = replace(loss.signals, reference_ce=None, noise=None, values=None)
-    statistics.add(replace(loss, signals=signals, value_sum=torch.tensor(0.0), value_count=torch.tensor(0)))
+    statistics = MetricAccumulator(HORIZON, (), processes)
+    inputs = replace(loss.inputs, reference_ce=None, token_labels=None)
+    statistics.add(replace(loss, inputs=inputs, value_sum=torch.tensor(0.0), value_count=torch.tensor(0)))
     kinds_of_figure = {tag.split("/")[0] for tag in statistics.read(1)}
     assert kinds_of_figure == {"train", "ce", "selected_count", "selected_ratio"}
 
 
 def test_a_head_without_targets_is_no_division_by_zero(processes, random_micro_batch):
     loss = micro_batch(random_micro_batch, 1)
-    loss.signals.valid[..., 2] = False
-    loss.signals.ce[..., 2] = loss.weights[..., 2] = 0
-    statistics = MetricAccumulator(HORIZON, KINDS, torch.device("cpu"))
+    loss.inputs.valid[..., 2] = False
+    loss.ce[..., 2] = loss.weights[..., 2] = 0
+    statistics = MetricAccumulator(HORIZON, KINDS, processes)
     statistics.add(loss)
-    figures = statistics.read(1)
-    assert figures["ce/head_2"] == figures["selected_ratio/head_2"] == 0
-    assert "threshold/head_2" not in figures
+    metrics = statistics.read(1)
+    assert metrics["ce/head_2"] == metrics["selected_ratio/head_2"] == 0
+    assert "threshold/head_2" not in metrics
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 @pytest.mark.parametrize("head", range(HORIZON))
 def test_the_first_loss_that_is_not_finite_is_named(processes, random_micro_batch, poison, head):
-    statistics = MetricAccumulator(HORIZON, KINDS, torch.device("cpu"))
+    statistics = MetricAccumulator(HORIZON, KINDS, processes)
     statistics.add(micro_batch(random_micro_batch, 1, step=4))
     statistics.refuse_non_finite(lambda: "the last good checkpoint is here")
     for step in (5, 6):
         loss = micro_batch(random_micro_batch, 1, step=step)
-        loss.signals.ce[0, 0, head] = poison
+        loss.ce[0, 0, head] = poison
         if step == 6:
-            loss.signals.ce[0, 0] = poison  # what follows from a bad update is not what is named
+            loss.ce[0, 0] = poison  # what follows from a bad update is not what is named
         statistics.add(loss)
     statistics.read(3)
     message = rf"step 6: the loss of head {head} on rank 0 is not finite; the last good checkpoint is here; .*--resume"
@@ -145,7 +146,7 @@ def test_the_first_loss_that_is_not_finite_is_named(processes, random_micro_batc
 
 def test_a_value_loss_that_is_not_finite_is_named(processes, random_micro_batch):
     loss = micro_batch(random_micro_batch, 1, step=2)
-    statistics = MetricAccumulator(HORIZON, KINDS, torch.device("cpu"))
+    statistics = MetricAccumulator(HORIZON, KINDS, processes)
     statistics.add(replace(loss, value_sum=torch.tensor(math.nan)))
     with pytest.raises(UserError, match="step 3: the loss of the value head on rank 0"):
         statistics.refuse_non_finite(str)
@@ -153,7 +154,7 @@ def test_a_value_loss_that_is_not_finite_is_named(processes, random_micro_batch)
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_is_named_where_it_comes_before_its_losses(processes, random_micro_batch, poison):
-    statistics = MetricAccumulator(HORIZON, KINDS, torch.device("cpu"))
+    statistics = MetricAccumulator(HORIZON, KINDS, processes)
     for step, norm in ((4, 1.0), (5, poison)):
         statistics.refuse_non_finite(pytest.fail)
         statistics.add(micro_batch(random_micro_batch, 1, step=step - 1))
@@ -170,20 +171,8 @@ def test_a_gradient_that_is_not_finite_is_named_where_it_comes_before_its_losses
         statistics.refuse_non_finite(lambda: "here")
 
 
-def test_noise_figures():
-    figures = noise_figures([10.0, 4.0, 0.0], [6.0, 3.0, 0.0], KINDS)
-    assert figures == {
-        "noise/precision": 6 / 9,
-        "noise/recall": 0.6,
-        "noise/kept/clean": 0.6,
-        "noise/kept/hex": 0.75,
-        "noise/precision/hex": 6 / 9,
-    }
-
-
-def test_a_rule_that_keeps_everything_has_no_noise_figures():
-    assert noise_figures([10.0, 4.0, 0.0], [10.0, 4.0, 0.0], KINDS) == {}
-
-
-def test_a_corpus_without_noise_has_no_noise_figures():
-    assert noise_figures([10.0], [6.0], []) == noise_figures([10.0, 0.0], [6.0, 0.0], ["hex"]) == {}
+def test_an_auxiliary_loss_is_a_mean_over_steps(processes, random_micro_batch):
+    statistics = MetricAccumulator(HORIZON, KINDS, processes)
+    for share in (0.25, 0.5, 0.75, 1.0):  # two micro-batches a step: shares of each step's mean
+        statistics.add(replace(micro_batch(random_micro_batch, 1), auxiliary=torch.tensor(share)))
+    assert statistics.read(2)["train/auxiliary_loss"] == pytest.approx(1.25)

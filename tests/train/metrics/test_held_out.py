@@ -8,7 +8,7 @@ from wmtp_core import RandomWeighting, Rho1Weighting, UniformWeighting
 from wmtp_train.metrics.held_out import auc, evaluate
 from wmtp_train.step import MicroBatchLoss
 
-KINDS = ["hex", "shuffled"]
+KINDS = ("hex", "shuffled")
 HORIZON = 3
 
 
@@ -53,7 +53,7 @@ def brute_force(micro_batches, weighting):
     excess, kind_of, kinds = [], [], [[0, 0] for _ in range(len(KINDS) + 1)]
     values, is_good = [], []
     for batch, output, signals in micro_batches:
-        weights = weighting.compute_head_weights(signals)
+        weights = weighting.plan(signals).weights(output.ce, output.values)
         rows, length = batch.input_ids.shape
         for b in range(rows):
             for t in range(length):
@@ -64,7 +64,7 @@ def brute_force(micro_batches, weighting):
                 for h in range(HORIZON):
                     if not signals.valid[b, t, h]:
                         continue
-                    loss, kind = signals.ce[b, t, h].item(), int(batch.noise[b, t + h + 1])
+                    loss, kind = output.ce[b, t, h].item(), int(batch.token_labels[b, t + h + 1])
                     ce[h].append(loss)
                     right[h].append(output.predicted[b, t, h] == batch.labels[b, t + h + 1])
                     drafts = [(output.predicted[b, t, j], output.predicted[b, t + j, 0]) for j in range(1, h + 1)]
@@ -76,31 +76,32 @@ def brute_force(micro_batches, weighting):
                         kind_of.append(kind)
                         kinds[kind][0] += 1
                         kinds[kind][1] += bool(weights[b, t, h])
-    figures = {f"ce/head_{h}": sum(ce[h]) / len(ce[h]) for h in range(HORIZON)}
-    figures |= {f"accuracy/head_{h}": sum(right[h]).item() / len(right[h]) for h in range(HORIZON)}
+    metrics = {f"ce/head_{h}": sum(ce[h]) / len(ce[h]) for h in range(HORIZON)}
+    metrics |= {f"accuracy/head_{h}": sum(right[h]).item() / len(right[h]) for h in range(HORIZON)}
     acceptance = [sum(kept[h]) / len(kept[h]) for h in range(1, HORIZON)]
     assert 0 < acceptance[1] < acceptance[0] < 1
-    figures |= {f"acceptance/head_{h}": rate for h, rate in enumerate(acceptance, start=1)}
-    figures["tokens_per_forward"] = 1 + sum(acceptance)
-    figures |= {f"clean_ce/head_{h}": sum(clean_ce[h]) / len(clean_ce[h]) for h in range(HORIZON)}
+    metrics |= {f"acceptance/head_{h}": rate for h, rate in enumerate(acceptance, start=1)}
+    metrics["tokens_per_forward"] = 1 + sum(acceptance)
+    metrics |= {f"clean_ce/head_{h}": sum(clean_ce[h]) / len(clean_ce[h]) for h in range(HORIZON)}
     if any(targets != selected for targets, selected in kinds):  # keeping everything is no selection
-        figures["noise/precision"] = kinds[0][1] / sum(selected for _, selected in kinds)
-        figures["noise/recall"] = figures["noise/kept/clean"] = kinds[0][1] / kinds[0][0]
+        metrics["noise/precision"] = kinds[0][1] / sum(selected for _, selected in kinds)
+        metrics["noise/recall"] = metrics["noise/kept/clean"] = kinds[0][1] / kinds[0][0]
         for kind, (targets, selected) in zip(KINDS, kinds[1:], strict=True):
-            figures[f"noise/kept/{kind}"] = selected / targets
-            figures[f"noise/precision/{kind}"] = kinds[0][1] / (kinds[0][1] + selected)
-    figures["excess_auc"] = auc_by_pairs(excess, [kind == 0 for kind in kind_of])
+            metrics[f"noise/kept/{kind}"] = selected / targets
+            metrics[f"noise/precision/{kind}"] = kinds[0][1] / (kinds[0][1] + selected)
+    metrics["excess_auc"] = auc_by_pairs(excess, [kind == 0 for kind in kind_of])
     for number, name in enumerate(KINDS, start=1):
         compared = [i for i, kind in enumerate(kind_of) if kind in (0, number)]
-        figures[f"excess_auc/{name}"] = auc_by_pairs([excess[i] for i in compared], [kind_of[i] == 0 for i in compared])
-    figures["value_auc"] = auc_by_pairs(values, is_good)
-    return figures
+        metrics[f"excess_auc/{name}"] = auc_by_pairs([excess[i] for i in compared], [kind_of[i] == 0 for i in compared])
+    metrics["value_auc"] = auc_by_pairs(values, is_good)
+    return metrics
 
 
 @pytest.fixture
 def evaluate_all(processes, answers):
     def run(micro_batches, weighting, kinds=KINDS):
-        return evaluate(answers(micro_batches, weighting), [batch for batch, _, _ in micro_batches], 0, kinds)
+        step = answers(micro_batches, weighting, processes)
+        return evaluate(step, [batch for batch, _, _ in micro_batches], 0, kinds)
 
     return run
 
@@ -113,8 +114,8 @@ def test_figures_are_those_of_a_loop_over_every_target(evaluate_all, random_micr
 
 def test_two_ranks_find_the_figures_of_both_together(random_micro_batch, over_two_ranks):
     everything = [random_micro_batch(seed) for seed in range(4)]
-    signals = everything[0][2]
-    nothing = MicroBatchLoss(*torch.zeros(4), signals, torch.zeros_like(signals.ce))
+    _, output, inputs = everything[0]
+    nothing = MicroBatchLoss(*torch.zeros(4), None, inputs, output.ce, torch.zeros_like(output.ce))
     jobs = [
         {"losses": [nothing], "steps": 1, "bad_loss": nothing, "evaluation": everything[rank::2]} for rank in (0, 1)
     ]
@@ -129,31 +130,34 @@ def test_two_ranks_find_the_figures_of_both_together(random_micro_batch, over_tw
 
 def test_a_set_without_labels_or_values_has_losses_only(evaluate_all, random_micro_batch):
     batch, output, signals = random_micro_batch(0, HORIZON)
-    batch, signals = replace(batch, noise=None, rewards=None), replace(signals, noise=None, reference_ce=None)
-    figures = evaluate_all([(batch, output, signals)], UniformWeighting(), kinds=[])
+    batch, signals = (
+        replace(batch, token_labels=None, rewards=None),
+        replace(signals, token_labels=None, reference_ce=None),
+    )
+    metrics = evaluate_all([(batch, output, signals)], UniformWeighting(), kinds=())
     predictions = {f"accuracy/head_{h}" for h in range(HORIZON)} | {"tokens_per_forward"}
     predictions |= {f"acceptance/head_{h}" for h in range(1, HORIZON)}
-    assert figures.keys() == {f"ce/head_{h}" for h in range(HORIZON)} | predictions
+    assert metrics.keys() == {f"ce/head_{h}" for h in range(HORIZON)} | predictions
 
 
 def test_a_single_head_drafts_nothing(evaluate_all, random_micro_batch):
-    figures = evaluate_all([random_micro_batch(0, horizon=1)], UniformWeighting())
-    assert {"ce/head_0", "accuracy/head_0"} <= figures.keys()
-    assert not {name for name in figures if "acceptance" in name or "per_forward" in name}
+    metrics = evaluate_all([random_micro_batch(0, horizon=1)], UniformWeighting())
+    assert {"ce/head_0", "accuracy/head_0"} <= metrics.keys()
+    assert not {name for name in metrics if "acceptance" in name or "per_forward" in name}
 
 
 def test_a_labelled_corpus_needs_no_reference(evaluate_all, random_micro_batch):
     batch, output, signals = random_micro_batch(0, HORIZON)
-    figures = evaluate_all([(batch, output, replace(signals, reference_ce=None))], RandomWeighting(0.5))
-    assert "excess_auc" not in figures
-    assert "noise/recall" in figures
+    metrics = evaluate_all([(batch, output, replace(signals, reference_ce=None))], RandomWeighting(0.5))
+    assert "excess_auc" not in metrics
+    assert "noise/recall" in metrics
 
 
 def test_the_padding_of_the_last_batch_does_not_count(evaluate_all, random_micro_batch):
     batch, output, signals = random_micro_batch(0, HORIZON)
     padded_batch, padded_output, padded_signals = random_micro_batch(1, HORIZON)
     padded_signals.valid[:] = False
-    padded_signals.ce[:] = 0
+    padded_output.ce[:] = 0
     padded_batch.rewards[:] = math.nan
     alone = evaluate_all([(batch, output, signals)], UniformWeighting())
     both = [(batch, output, signals), (padded_batch, padded_output, padded_signals)]

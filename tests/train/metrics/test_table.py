@@ -2,7 +2,7 @@ from wmtp_train.metrics.table import metrics_table
 
 
 def test_the_parts_of_a_figure_stand_side_by_side_under_their_set():
-    figures = {
+    metrics = {
         "clean/ce/head_0": 1.23456,
         "clean/ce/head_1": 2.0,
         "clean/excess_auc": 0.75,
@@ -10,7 +10,7 @@ def test_the_parts_of_a_figure_stand_side_by_side_under_their_set():
         "noisy/noise/kept/shuffled_words": 0.5,
         "noisy/noise/recall": 0.25,
     }
-    assert [" ".join(line.split()) for line in metrics_table(figures).splitlines()] == [
+    assert [" ".join(line.split()) for line in metrics_table(metrics).splitlines()] == [
         "clean ce head 0 1.235 head 1 2.000",
         "clean excess_auc 0.750",
         "noisy ce head 0 3.000",

@@ -1,5 +1,6 @@
 import errno
 import os
+from dataclasses import replace
 
 import pytest
 from forked import on_ranks
@@ -7,8 +8,8 @@ from ranks_together import FAILURES, fail
 
 from wmtp_core import UserError
 from wmtp_train.ranks.collective import (
-    all_gather_object,
-    broadcast_object,
+    fail_on_all_ranks,
+    rank0_first,
     run_on_all_ranks,
     run_on_rank0,
     run_on_rank0_and_broadcast,
@@ -16,24 +17,29 @@ from wmtp_train.ranks.collective import (
 
 
 def test_alone_work_gives_its_result(processes):
-    assert run_on_all_ranks(lambda: 7, "it fails") == 7
-    assert all_gather_object("mine") == ["mine"]
-    assert broadcast_object("mine") == "mine"
-    assert run_on_rank0_and_broadcast(lambda: 7, "it fails") == 7
+    assert run_on_all_ranks(processes, lambda: 7, "it fails") == 7
+    assert run_on_rank0_and_broadcast(processes, lambda: 7, "it fails") == 7
+    assert rank0_first(processes, lambda: 5, "a five") == 5
+
+
+def test_what_all_ranks_know_is_said_by_rank_0(processes):
+    with pytest.raises(UserError, match="too hot"):
+        fail_on_all_ranks(processes, "too hot")
+    with pytest.raises(SystemExit) as end:
+        fail_on_all_ranks(replace(processes, rank=1), "too hot")
+    assert end.value.code == 2
 
 
 def test_alone_what_the_system_refuses_is_one_line(processes):
     def refused():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "here")
 
-    with pytest.raises(UserError, match=r"^it fails: here: no space left on device; mend it$"):
-        run_on_all_ranks(refused, "it fails", "mend it")
-    with pytest.raises(
-        UserError, match=r"^it fails: here: no space left on device; make room or mend the folder, then"
-    ):
-        run_on_rank0(refused, "it fails")
-    with pytest.raises(ZeroDivisionError):  # a mistake of ours stays one
-        run_on_all_ranks(lambda: 1 // 0, "it fails")
+    with pytest.raises(UserError, match=r"^it fails: here: no space left on device; fix it$"):
+        run_on_all_ranks(processes, refused, "it fails", "fix it")
+    with pytest.raises(UserError, match=r"^it fails: here: no space left on device; make room or fix the folder, then"):
+        run_on_rank0(processes, refused, "it fails")
+    with pytest.raises(ZeroDivisionError):  # a bug stays one
+        run_on_all_ranks(processes, lambda: 1 // 0, "it fails")
 
 
 @pytest.mark.slow

@@ -5,30 +5,33 @@ import pytest
 import torch
 
 from wmtp_core import UserError
-from wmtp_train.ranks import consistency as module
 from wmtp_train.ranks.consistency import check_inputs_match, check_ranks_match, check_settings_match
+from wmtp_train.ranks.mesh import Mesh
 
 FACTS = {"settings": {"seed": 1, "data": {"train": ["a.jsonl"]}}, "version": {"torch": "2.9"}}
 
 
+class ThreeRanks(Mesh):
+    """Rank 0 of three that hold the same facts, but for what `change` makes of them on rank 2."""
+
+    def all_gather_object(self, mine):
+        other = dict(mine)
+        self.change(other)
+        return [mine, mine, other]
+
+
 @pytest.fixture
-def ranks_hold(processes, monkeypatch):
-    """Makes what `gather` gathers: this rank's facts, and those that `change` makes of them for rank 1 and rank 2."""
-
+def ranks_hold(processes):
     def hold(change):
-        def gather(mine):
-            other = dict(mine)
-            change(other)
-            return [mine, mine, other]
-
-        monkeypatch.setattr(module, "all_gather_object", gather)
+        mesh = ThreeRanks(**vars(processes))
+        object.__setattr__(mesh, "change", change)
+        return mesh
 
     return hold
 
 
 def test_ranks_that_agree_go_on(ranks_hold):
-    ranks_hold(lambda other: None)
-    check_ranks_match(FACTS)
+    check_ranks_match(FACTS, ranks_hold(lambda other: None))
 
 
 @pytest.mark.parametrize(
@@ -45,25 +48,23 @@ def test_ranks_that_agree_go_on(ranks_hold):
     ],
 )
 def test_a_difference_is_named_with_the_rank_and_both_values(ranks_hold, name, value, said):
-    ranks_hold(lambda other: other.update({name: value}))
     with pytest.raises(UserError, match=said):
-        check_ranks_match(FACTS)
+        check_ranks_match(FACTS, ranks_hold(lambda other: other.update({name: value})))
 
 
 def test_what_a_rank_lacks_is_a_difference(ranks_hold):
-    ranks_hold(lambda other: other.pop("settings.seed"))
+    mesh = ranks_hold(lambda other: other.pop("settings.seed"))
     with pytest.raises(UserError, match=r"settings\.seed is 'nothing' on rank 2 and 1 on rank 0"):
-        check_ranks_match(FACTS)
+        check_ranks_match(FACTS, mesh)
 
 
 @pytest.fixture
-def facts_of(processes, monkeypatch):
-    """The facts that a requirement compares, by dotted name."""
+def facts_of(ranks_hold):
+    """The facts that a check compares, by dotted name."""
 
-    def facts(require, *arguments):
+    def facts(check, *arguments):
         found = {}
-        monkeypatch.setattr(module, "gather", lambda mine: [found.update(mine) or mine])
-        require(*arguments)
+        check(*arguments, ranks_hold(found.update))
         return found
 
     return facts
@@ -86,11 +87,11 @@ def test_settings_are_compared_but_for_places_and_helpers(facts_of, make_setting
 
 def test_data_model_and_loaded_weights_are_compared(facts_of, make_settings):
     weights = torch.nn.Linear(3, 2)
-    inputs = SimpleNamespace(sets=lambda: {"train": SimpleNamespace(fingerprint={"corpus": "c", "reference": "r"})})
+    fingerprints = {"train": {"corpus": "c", "reference": "r"}}
     policy = SimpleNamespace(config=SimpleNamespace(to_dict=lambda: {"horizon": 3}))
 
     def facts(reference, settings):
-        return facts_of(check_inputs_match, inputs, settings, policy, reference)
+        return facts_of(check_inputs_match, fingerprints, settings, policy, reference)
 
     settings = make_settings()
     one = facts(weights, settings)

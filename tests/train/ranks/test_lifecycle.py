@@ -1,6 +1,5 @@
 import os
 import random
-import signal
 
 import numpy as np
 import pytest
@@ -10,16 +9,11 @@ import torch.distributed as dist
 from wmtp_core import UserError
 from wmtp_train.ranks import lifecycle as module
 from wmtp_train.ranks.lifecycle import (
-    device,
-    fail_on_all_ranks,
-    raise_if_preempted,
-    rank0_first,
     run,
     seed_everything,
     start_processes,
-    world_group,
 )
-from wmtp_train.ranks.preemption import Interrupted, catch_stop_signals
+from wmtp_train.ranks.preemption import Interrupted
 
 
 @pytest.fixture
@@ -31,21 +25,16 @@ def no_group(monkeypatch):
 def test_without_a_launcher_a_process_is_a_group_of_one(processes):
     assert (dist.get_rank(), dist.get_world_size()) == (0, 1)
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("0", "1")
-    assert world_group() is None
+    assert (processes.rank, processes.world, processes.is_first) == (0, 1, True)
 
 
 def test_starting_twice_is_starting_once(processes):
     group = dist.group.WORLD
-    start_processes()
-    assert dist.group.WORLD is group
+    assert start_processes().data_parallel is dist.group.WORLD is group
 
 
 def test_it_computes_where_it_can(processes):
-    assert device().type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_the_first_rank_hands_on_what_it_found(processes):
-    assert rank0_first(lambda: 5, "a five") == 5
+    assert processes.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_a_seed_fixes_every_generator():
@@ -123,23 +112,6 @@ def test_a_peer_that_is_gone_is_one_line_and_exit_code_1(no_group, monkeypatch, 
 def test_an_error_in_the_maths_is_not_taken_for_a_lost_peer(no_group):
     with pytest.raises(RuntimeError, match="size of tensor"):
         run(lambda: torch.zeros(2) + torch.zeros(3))
-
-
-def test_a_run_stops_where_it_is_asked_to_and_not_before(processes):
-    with catch_stop_signals():
-        raise_if_preempted()
-        os.kill(os.getpid(), signal.SIGUSR1)
-        with pytest.raises(Interrupted, match="stopped by SIGUSR1"):
-            raise_if_preempted()
-
-
-def test_what_all_ranks_know_is_said_by_rank_0(processes, monkeypatch):
-    with pytest.raises(UserError, match="too hot"):
-        fail_on_all_ranks("too hot")
-    monkeypatch.setattr(module.dist, "get_rank", lambda: 1)
-    with pytest.raises(SystemExit) as end:
-        fail_on_all_ranks("too hot")
-    assert end.value.code == 2
 
 
 def test_the_rank_that_speaks_is_the_one_that_main_was_given(no_group, monkeypatch, capsys):

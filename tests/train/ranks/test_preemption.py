@@ -6,7 +6,13 @@ import time
 
 import pytest
 
-from wmtp_train.ranks.preemption import catch_stop_signals, ignore_stop_signals_unless_parent, pending_signal
+from wmtp_train.ranks.preemption import (
+    Interrupted,
+    catch_stop_signals,
+    ignore_stop_signals_unless_parent,
+    pending_signal,
+    raise_if_preempted,
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -25,6 +31,14 @@ def test_the_first_signal_is_the_one_that_counts():
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
             os.kill(os.getpid(), number)
         assert pending_signal() == signal.SIGUSR1
+
+
+def test_a_run_stops_where_it_is_asked_to_and_not_before(processes):
+    with catch_stop_signals():
+        raise_if_preempted(processes)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(Interrupted, match="stopped by SIGUSR1"):
+            raise_if_preempted(processes)
 
 
 def forked(begin):

@@ -82,12 +82,12 @@ UNKNOWN_KEYS = [
 ]
 
 
-@pytest.mark.parametrize(("content", "where", "mend"), UNKNOWN_KEYS)
-def test_an_unknown_key_of_the_file_is_refused_with_what_it_might_mean(tmp_path, content, where, mend):
+@pytest.mark.parametrize(("content", "where", "fix"), UNKNOWN_KEYS)
+def test_an_unknown_key_of_the_file_is_refused_with_what_it_might_mean(tmp_path, content, where, fix):
     with pytest.raises(UserError) as error:
         load_settings(["--config", yaml_file(tmp_path, content)])
     assert where in str(error.value)
-    assert mend in str(error.value)
+    assert fix in str(error.value)
     assert "\n" not in str(error.value)
 
 

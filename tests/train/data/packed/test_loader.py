@@ -44,15 +44,15 @@ def same(first: Batch, second: Batch) -> bool:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_goes_on_where_another_one_stopped(prepared: PreparedData, workers: int) -> None:
     scores = datasets.Dataset.from_dict({"reference_ce": [[float(n)] * 8 for n in range(len(prepared.rows))]})
-    whole = TrainLoader(prepared, scores, 2, 1, 2, seed=0, consumed_samples=0)
+    whole = TrainLoader(prepared, scores, 2, 1, 2, seed=0, consumed_rows=0)
     batches = list(itertools.islice(whole, 3 * len(prepared.rows)))
-    assert whole.consumed_samples == 4 * len(batches)
+    assert whole.consumed_rows == 4 * len(batches)
     assert {tuple(batch.input_ids.shape) for batch in batches} == {(2, 8)}
-    begun = TrainLoader(prepared, scores, 2, 1, 2, seed=0, consumed_samples=0, workers=workers)
+    begun = TrainLoader(prepared, scores, 2, 1, 2, seed=0, consumed_rows=0, workers=workers)
     for _ in range(5):
         next(begun)
-    assert begun.consumed_samples == 20, "prefetched batches do not count"
-    resumed = TrainLoader(prepared, scores, 2, 1, 2, 0, begun.consumed_samples, workers=workers)
+    assert begun.consumed_rows == 20, "prefetched batches do not count"
+    resumed = TrainLoader(prepared, scores, 2, 1, 2, 0, begun.consumed_rows, workers=workers)
     assert all(same(batch, again) for batch, again in zip(batches[5:], resumed, strict=False))
     assert all(
         batch.reference_ce is not None and (batch.reference_ce[:, 0] == batch.row_ids).all() for batch in batches
@@ -61,7 +61,7 @@ def test_a_loader_goes_on_where_another_one_stopped(prepared: PreparedData, work
 
 def test_a_loader_leaves_the_global_random_state_alone(prepared: PreparedData) -> None:
     before = torch.get_rng_state()
-    next(TrainLoader(prepared, None, 2, 0, 1, seed=0, consumed_samples=0))
+    next(TrainLoader(prepared, None, 2, 0, 1, seed=0, consumed_rows=0))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -12,7 +12,7 @@ def test_permutation_is_one_and_depends_on_seed_and_stream() -> None:
 
 
 def test_permutation_is_the_same_for_ever() -> None:
-    """Or a run that goes on after an upgrade would see other data: never mend these numbers."""
+    """Or a run that goes on after an upgrade would see other data: never fix these numbers."""
     assert permutation(8, 0, 0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
     assert permutation(8, 7, 3).tolist() == [2, 5, 7, 3, 0, 6, 4, 1]
 

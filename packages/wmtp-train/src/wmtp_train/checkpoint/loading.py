@@ -37,7 +37,7 @@ def load_checkpoint(
     """
     about: dict[str, Any] = json.loads((path / "run.json").read_text())
     expected = {"stage": engine.stage, **expected}
-    if about.get("format") != expected["format"]:
+    if about.get("format") != expected.get("format"):
         fail_on_all_ranks(
             mesh,
             f"checkpoint {path}: an earlier version saved it, and named weights otherwise; finish the run with that "

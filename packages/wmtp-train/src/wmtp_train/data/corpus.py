@@ -94,16 +94,16 @@ def _noise(where: str, row: dict[str, Any]) -> list[dict[str, Any]]:
     """Spans of `[start, end, kind]`, or of the struct with these fields that parquet needs."""
     spans, length = row.get("noise", []), len(row.get("text", ""))
     if not isinstance(spans, list):
-        raise UserError(f"{where}: noise {spans!r} is not a list of [start, end, kind]: mend it")
+        raise UserError(f"{where}: noise {spans!r} is not a list of [start, end, kind]: fix it")
     noise = []
     for span in spans:
         match span:
             case [int(start), int(end), str(kind)] | {"start": int(start), "end": int(end), "kind": str(kind)}:
                 noise.append({"start": start, "end": end, "kind": kind})
             case _:
-                raise UserError(f"{where}: noise span {span!r} is not [start, end, kind]: mend it")
+                raise UserError(f"{where}: noise span {span!r} is not [start, end, kind]: fix it")
         if not 0 <= start <= end <= length:
-            raise UserError(f"{where}: noise span {span} lies outside the {length} characters of `text`: mend it")
+            raise UserError(f"{where}: noise span {span} lies outside the {length} characters of `text`: fix it")
     return noise
 
 
@@ -114,5 +114,5 @@ def _reward(where: str, row: dict[str, Any]) -> float | None:
     if isinstance(reward, int | float) and abs(reward) <= _LARGEST_REWARD:
         return float(reward)
     raise UserError(
-        f"{where}: reward {repr(reward)[:60]} is not a float32 number: mend it, or leave it out where unknown"
+        f"{where}: reward {repr(reward)[:60]} is not a float32 number: fix it, or leave it out where unknown"
     )

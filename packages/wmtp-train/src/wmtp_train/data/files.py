@@ -63,11 +63,11 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 row = json.loads(line.rstrip().decode())
             except json.JSONDecodeError as error:
-                raise UserError(f"{where}: broken JSON ({error.msg}, column {error.colno}): mend this line") from error
+                raise UserError(f"{where}: broken JSON ({error.msg}, column {error.colno}): fix this line") from error
             except UnicodeDecodeError as error:
-                raise UserError(f"{where}: not UTF-8 ({error.reason}, byte {error.start}): mend this line") from error
+                raise UserError(f"{where}: not UTF-8 ({error.reason}, byte {error.start}): fix this line") from error
             if not isinstance(row, dict):
-                raise UserError(f"{where}: a row is a JSON object, this is a {type(row).__name__}: mend this line")
+                raise UserError(f"{where}: a row is a JSON object, this is a {type(row).__name__}: fix this line")
             yield where, row
 
 

@@ -12,7 +12,7 @@ from wmtp_train.data.packed.storage import open_arrow
 
 COLUMN_FILE = "reference_ce.arrow"
 FINGERPRINT_FILE = "fingerprint.json"
-REMEDY = "remove the folder, and score again with `python launch/score.py`"
+FIX = "remove the folder, and score again with `python launch/score.py`"
 
 
 def partial_folder(output: Path) -> Path:
@@ -28,7 +28,7 @@ def read_fingerprint(folder: Path) -> dict[str, str]:
     try:
         return dict(json.loads((folder / FINGERPRINT_FILE).read_bytes()))
     except (ValueError, TypeError) as error:  # of JSON, of UTF-8, and of what is no dict
-        raise UserError(f"{folder / FINGERPRINT_FILE}: damaged: {REMEDY}") from error
+        raise UserError(f"{folder / FINGERPRINT_FILE}: damaged: {FIX}") from error
 
 
 def check_fingerprint(folder: Path, wanted: Mapping[str, str]) -> None:
@@ -59,4 +59,4 @@ def load_scores(path: str | Path, prepared: PreparedData, reference_fingerprint:
         )
     reference = {} if reference_fingerprint is None else {"reference": reference_fingerprint}
     check_fingerprint(path, prepared.fingerprint | reference)
-    return open_arrow(path / COLUMN_FILE, len(prepared.rows), REMEDY)
+    return open_arrow(path / COLUMN_FILE, len(prepared.rows), FIX)

@@ -59,14 +59,14 @@ class PreparedData:
                 f"prepared data {path}: no manifest.json, so `python launch/prepare.py` did not write this folder: "
                 "name the one that it printed"
             )
-        remedy = "remove the folder, and it is made again"
+        fix = "remove the folder, and it is made again"
         try:
             manifest = json.loads((path / "manifest.json").read_text())
-            rows = open_arrow(path / "rows.arrow", manifest.pop("rows"), remedy)
+            rows = open_arrow(path / "rows.arrow", manifest.pop("rows"), fix)
             return PreparedData(path=path, rows=rows, label_names=manifest.pop("kinds"), **manifest)
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"prepared data {path}: its manifest.json is damaged or of an older version: {remedy}"
+                f"prepared data {path}: its manifest.json is damaged or of an older version: {fix}"
             ) from error
 
 

@@ -23,7 +23,7 @@ def write_arrow(path: Path, tables: Iterable[pa.Table]) -> None:
         os.fsync(file.fileno())
 
 
-def open_arrow(path: Path, num_rows: int, remedy: str) -> datasets.Dataset:
+def open_arrow(path: Path, num_rows: int, fix: str) -> datasets.Dataset:
     """The rows of a file that `write_arrow` wrote, memory-mapped.
 
     Raises UserError where the file is missing, cut off, or has another number of rows than was written.
@@ -31,9 +31,9 @@ def open_arrow(path: Path, num_rows: int, remedy: str) -> datasets.Dataset:
     try:
         rows = datasets.Dataset.from_file(str(path))
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path}: missing or damaged ({str(error).splitlines()[0]}): {remedy}") from error
+        raise UserError(f"{path}: missing or damaged ({str(error).splitlines()[0]}): {fix}") from error
     if len(rows) != num_rows:  # Arrow takes a stream that ends between two blocks for a whole one
-        raise UserError(f"{path}: damaged, it has {len(rows)} of its {num_rows} rows: {remedy}")
+        raise UserError(f"{path}: damaged, it has {len(rows)} of its {num_rows} rows: {fix}")
     return rows
 
 
