@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # for `signals`, here and in the processes that are started
 
 
 @pytest.fixture(scope="session")
@@ -68,10 +69,10 @@ def witness():
 
 @pytest.fixture
 def over_two_ranks(tmp_path):
-    """Run `(rule, (signals of rank 0, signals of rank 1))` jobs in two gloo processes: the weights of both, per job."""
+    """Run `(rule, (signals of rank 0, signals of rank 1))` jobs in two gloo processes: both's weights, or counts."""
 
-    def run(jobs):
-        torch.save(jobs, tmp_path / "jobs.pt")
+    def run(jobs, what="weights"):
+        torch.save((what, jobs), tmp_path / "jobs.pt")
         command = [sys.executable, HERE / "two_ranks.py", tmp_path]
         ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
         try:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from signals import Signals
 
 from wmtp_core import (
     Rho1Weighting,
     UserError,
-    WeightingInputs,
     compute_mtp_selective_weights,
     compute_rho1_stats,
     excess_loss,
@@ -174,7 +174,7 @@ def test_selection_has_no_gradient_and_leaves_its_inputs_alone():
 
 def signals(ce, reference_ce, valid):
     row_ids = torch.arange(len(ce))
-    return WeightingInputs(ce=ce, valid=valid, step=0, row_ids=row_ids, reference_ce=reference_ce)
+    return Signals(ce=ce, valid=valid, step=0, row_ids=row_ids, reference_ce=reference_ce)
 
 
 def test_two_ranks_select_as_one_process_does(over_two_ranks):

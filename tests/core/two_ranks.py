@@ -1,4 +1,4 @@
-"""One of two gloo processes: computes the head weights of its half of every job. `two_ranks.py FOLDER RANK`."""
+"""One of two gloo processes: plans the head weights of its half of every job. `two_ranks.py FOLDER RANK`."""
 
 import dataclasses
 import sys
@@ -7,18 +7,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from signals import weights_of
 
 
 def main(folder: Path, rank: int) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=30)
     )
-    weights = []
-    for rule, signals_of_ranks in torch.load(folder / "jobs.pt", weights_only=False):
+    found = []
+    what, jobs = torch.load(folder / "jobs.pt", weights_only=False)
+    for rule, signals_of_ranks in jobs:
         if "group" in {field.name for field in dataclasses.fields(rule)}:
             rule = dataclasses.replace(rule, group=dist.group.WORLD)
-        weights.append(rule.compute_head_weights(signals_of_ranks[rank]))
-    torch.save(weights, folder / f"rank{rank}.pt")
+        signals = signals_of_ranks[rank]
+        found.append(rule.plan(signals.inputs).counts if what == "counts" else weights_of(rule, signals))
+    torch.save(found, folder / f"rank{rank}.pt")
     dist.barrier()  # or one rank tears the store down under the other
     dist.destroy_process_group()
 

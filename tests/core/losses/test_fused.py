@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import wmtp_core.losses.fused
+import wmtp_core.losses.logits_chunk
 from wmtp_core import GradientHint, UserError, dense_cross_entropy, linear_cross_entropy
 
 ROWS, WIDTH, VOCABULARY = 40, 8, 64
@@ -30,6 +31,11 @@ def assert_close(actual, expected, relative):
     assert np.linalg.norm(actual - expected) <= relative * np.linalg.norm(expected)
 
 
+def as_if_on_accelerator(monkeypatch, answer):
+    for module in (wmtp_core.losses.fused, wmtp_core.losses.logits_chunk):
+        monkeypatch.setattr(module, "on_accelerator", lambda tensor: answer)
+
+
 @pytest.fixture
 def set_rows_per_chunk(monkeypatch):
     """Sets how many rows a chunk holds."""
@@ -42,14 +48,14 @@ def _chunked(request, set_rows_per_chunk):
 
 
 @pytest.fixture(params=[False, True], ids=["as on a CPU", "as on an accelerator"])
-def _counting_waits(request, monkeypatch):
+def on_accelerator(request, monkeypatch):
     """The form for an accelerator, run operation by operation here."""
-    monkeypatch.setattr(wmtp_core.losses.fused, "_counting_waits", lambda tensor: request.param)
+    as_if_on_accelerator(monkeypatch, request.param)
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
-@pytest.mark.usefixtures("_chunked", "_counting_waits")
+@pytest.mark.usefixtures("_chunked", "on_accelerator")
 @pytest.mark.parametrize("seed", range(4))
 def test_values_and_gradients_equal_float64(oracle, seed):
     hidden, weight, targets, grad = example(seed)
@@ -61,7 +67,7 @@ def test_values_and_gradients_equal_float64(oracle, seed):
         assert_close(actual, exact, relative=1e-6)
 
 
-@pytest.mark.usefixtures("_chunked", "_counting_waits")
+@pytest.mark.usefixtures("_chunked", "on_accelerator")
 def test_bfloat16_inputs_give_float32_losses_and_bfloat16_gradients(oracle):
     hidden, weight, targets, grad = example(dtype=torch.bfloat16)
     ce = linear_cross_entropy(hidden, weight, targets)
@@ -74,7 +80,7 @@ def test_bfloat16_inputs_give_float32_losses_and_bfloat16_gradients(oracle):
         assert_close(actual, expected, relative=2e-2)
 
 
-@pytest.mark.usefixtures("_counting_waits")
+@pytest.mark.usefixtures("on_accelerator")
 def test_many_chunks_add_up_in_float32(set_rows_per_chunk):
     """1000 equal gradients, one row a chunk: a bfloat16 sum would stop growing after 256 of them."""
     set_rows_per_chunk(1)
@@ -84,7 +90,7 @@ def test_many_chunks_add_up_in_float32(set_rows_per_chunk):
     assert weight.grad.flatten().tolist() == [-500, 500]
 
 
-@pytest.mark.usefixtures("_counting_waits")
+@pytest.mark.usefixtures("on_accelerator")
 def test_the_loss_of_bfloat16_logits_is_not_rounded_to_bfloat16():
     logits = torch.randn(50, VOCABULARY, generator=torch.Generator().manual_seed(0)).bfloat16()
     targets = torch.arange(50)
@@ -119,7 +125,7 @@ def test_float32_losses_are_those_of_torch_to_the_bit(rows, vocabulary):
     )
 
 
-@pytest.mark.usefixtures("_counting_waits")
+@pytest.mark.usefixtures("on_accelerator")
 @pytest.mark.parametrize("vocabulary", [2, 17, 1000, 131072])
 def test_gradients_are_exact_in_a_large_vocabulary_too(vocabulary):
     """More so than those of torch, whose softmax on a CPU is off by 1e-5 of its size there."""
@@ -136,7 +142,7 @@ def test_gradients_are_exact_in_a_large_vocabulary_too(vocabulary):
     assert_close(weight.grad, of_logits.T @ hidden.detach().double(), relative=1e-6)
 
 
-@pytest.mark.usefixtures("_counting_waits")
+@pytest.mark.usefixtures("on_accelerator")
 @pytest.mark.parametrize("logit", [1e4, -1e4])
 def test_large_logits_do_not_overflow(logit):
     hidden = torch.tensor([[logit]], requires_grad=True)
@@ -146,7 +152,7 @@ def test_large_logits_do_not_overflow(logit):
     assert hidden.grad.item() == (0 if logit > 0 else -2)
 
 
-@pytest.mark.usefixtures("_counting_waits")
+@pytest.mark.usefixtures("on_accelerator")
 @pytest.mark.parametrize("poison", NOT_FINITE)
 def test_rows_of_ignored_targets_are_never_looked_at(poison):
     hidden, weight, targets, grad = example()
@@ -179,25 +185,25 @@ def test_rows_of_gradient_zero_are_skipped(witness):
     assert (hidden.grad[needed] != 0).any(dim=-1).all()
 
 
-@pytest.mark.usefixtures("_counting_waits")
+@pytest.mark.usefixtures("on_accelerator")
 @pytest.mark.parametrize("poison", NOT_FINITE)
-@pytest.mark.parametrize("guessed", [False, True])
-def test_what_was_not_selected_cannot_spoil_the_gradient(poison, guessed):
+@pytest.mark.parametrize("hinted", [False, True])
+def test_what_was_not_selected_cannot_spoil_the_gradient(poison, hinted):
     hidden, weight, targets, grad = example()
-    guess = GradientHint(Guess(lambda positions, ce: torch.ones_like(ce)), torch.ones(HEADS)) if guessed else None
+    hint = GradientHint(Hint(lambda positions, ce: torch.ones_like(ce)), torch.ones(HEADS)) if hinted else None
     skipped = grad == 0
     poisoned = hidden.detach().masked_fill(skipped[:, None], poison).requires_grad_()
     expected = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight), grad)
-    ce = linear_cross_entropy(poisoned, weight, targets, guess=guess)
+    ce = linear_cross_entropy(poisoned, weight, targets, hint=hint)
     actual = torch.autograd.grad(ce, (poisoned, weight), grad)
     for found, exact in zip(actual, expected, strict=True):
         assert_close(found, exact.double().numpy(), relative=1e-6)
-    if not guessed:
+    if not hinted:
         assert torch.equal(actual[0], expected[0])
         assert torch.equal(actual[1], expected[1])
 
 
-@pytest.mark.usefixtures("_counting_waits")
+@pytest.mark.usefixtures("on_accelerator")
 @pytest.mark.parametrize("bad", ["hidden", "gradient"])
 def test_a_nan_in_a_row_that_counts_is_seen(bad):
     hidden, weight, targets, grad = example()
@@ -225,13 +231,13 @@ def test_one_chunk_of_logits_is_all_that_is_ever_alive(set_rows_per_chunk, witne
 
 
 @pytest.mark.parametrize(("dtype", "chunks"), [(torch.float32, 1.75), (torch.bfloat16, 2.25)])
-def test_a_guess_holds_the_kept_rows_of_one_chunk_besides(set_rows_per_chunk, witness, dtype, chunks):
+def test_a_hint_holds_the_kept_rows_of_one_chunk_besides(set_rows_per_chunk, witness, dtype, chunks):
     set_rows_per_chunk(16)
     hidden, weight, targets, _ = example(rows=120, dtype=dtype)
     kept = torch.arange(30 * HEADS).view(30, HEADS) % 3 != 0
-    rule = GradientHint(Guess(lambda positions, ce: kept[positions].float(), 2 / 3), torch.ones(HEADS))
+    rule = GradientHint(Hint(lambda positions, ce: kept[positions].float(), 2 / 3), torch.ones(HEADS))
     with witness(columns=VOCABULARY) as seen:
-        linear_cross_entropy(hidden, weight, targets, guess=rule).view(30, HEADS)[kept].sum().backward()
+        linear_cross_entropy(hidden, weight, targets, hint=rule).view(30, HEADS)[kept].sum().backward()
     assert "mm" in seen.names()
     assert seen.largest <= 16 * VOCABULARY
     assert seen.most_alive <= chunks * 16 * VOCABULARY * 4
@@ -263,7 +269,7 @@ def test_a_frozen_input_costs_nothing_and_leaves_the_other_gradient_as_it_is(fro
     assert torch.equal(inputs[learned].grad, {"hidden": hidden, "weight": weight}[learned].grad)
 
 
-@pytest.mark.usefixtures("_counting_waits")
+@pytest.mark.usefixtures("on_accelerator")
 @pytest.mark.parametrize("targets", [[], [-100, -100, -100]], ids=["no row", "every target ignored"])
 def test_nothing_to_learn(targets):
     hidden = torch.randn(len(targets), WIDTH, requires_grad=True)
@@ -285,7 +291,7 @@ def test_strided_inputs_and_another_ignore_index():
     torch.testing.assert_close(torch.autograd.grad(ce, strided[1], grad)[0], expected_grad)
 
 
-@pytest.mark.usefixtures("_counting_waits")
+@pytest.mark.usefixtures("on_accelerator")
 def test_the_same_inputs_give_the_same_bits():
     hidden, weight, targets, grad = example()
     results = []
@@ -316,8 +322,8 @@ def test_a_token_beyond_the_vocabulary_is_not_passed_over(token):
 HEADS = 4
 
 
-class Guess:
-    """A guess made of a function."""
+class Hint:
+    """A hint made of a function."""
 
     def __init__(self, function, share=1.0):
         self.function, self.share = function, share
@@ -326,7 +332,7 @@ class Guess:
         return self.function(positions, ce)
 
 
-def guessed_example(seed):
+def hinted_example(seed):
     """As `example`, with 4 heads side by side, weights that keep some rows, and denominators."""
     hidden, weight, targets, _ = example(seed, rows=60)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -334,7 +340,7 @@ def guessed_example(seed):
     return hidden, weight, targets, weights, torch.tensor([3.0, 7.0, 11.0, 2.0])
 
 
-GUESSES = {
+HINTS = {
     "right": lambda weights, positions, ce: weights[positions],
     "all": lambda weights, positions, ce: torch.ones_like(ce),
     "none": lambda weights, positions, ce: torch.zeros_like(ce),
@@ -349,14 +355,14 @@ GUESSES = {
 }
 
 
-@pytest.mark.usefixtures("_chunked", "_counting_waits")
+@pytest.mark.usefixtures("_chunked", "on_accelerator")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("share", [1.0, 0.4])
-@pytest.mark.parametrize("guess", GUESSES)
-def test_gradients_are_exact_whatever_was_guessed(oracle, guess, share, seed):
-    hidden, weight, targets, weights, counts = guessed_example(seed)
-    rule = GradientHint(Guess(lambda positions, ce: GUESSES[guess](weights, positions, ce), share), 1 / counts)
-    ce = linear_cross_entropy(hidden, weight, targets, guess=rule)
+@pytest.mark.parametrize("hint", HINTS)
+def test_gradients_are_exact_whatever_was_hinted(oracle, hint, share, seed):
+    hidden, weight, targets, weights, counts = hinted_example(seed)
+    rule = GradientHint(Hint(lambda positions, ce: HINTS[hint](weights, positions, ce), share), 1 / counts)
+    ce = linear_cross_entropy(hidden, weight, targets, hint=rule)
     grad = (0.37 * weights / counts).flatten()
     ce.backward(grad)
     expected = oracle.linear_cross_entropy(hidden.detach(), weight.detach(), targets.tolist(), grad.tolist())
@@ -364,11 +370,11 @@ def test_gradients_are_exact_whatever_was_guessed(oracle, guess, share, seed):
         assert_close(actual, exact, relative=1e-6)
 
 
-def test_a_right_guess_leaves_nothing_to_the_backward(witness):
-    hidden, weight, targets, weights, counts = guessed_example(0)
-    rule = GradientHint(Guess(lambda positions, ce: weights[positions]), 1 / counts)
+def test_a_right_hint_leaves_nothing_to_the_backward(witness):
+    hidden, weight, targets, weights, counts = hinted_example(0)
+    rule = GradientHint(Hint(lambda positions, ce: weights[positions]), 1 / counts)
     with witness() as forward:
-        ce = linear_cross_entropy(hidden, weight, targets, guess=rule)
+        ce = linear_cross_entropy(hidden, weight, targets, hint=rule)
     with witness() as backward:
         ce.backward((weights / counts).flatten() * 8)
     assert forward.rows_multiplied(VOCABULARY) == (targets != -100).sum()
@@ -376,15 +382,15 @@ def test_a_right_guess_leaves_nothing_to_the_backward(witness):
     assert "addmm_" not in backward.names()
 
 
-def test_only_wrongly_guessed_rows_are_formed_again(witness):
-    hidden, weight, targets, weights, counts = guessed_example(0)
-    guessed = weights.clone()
+def test_only_wrongly_hinted_rows_are_formed_again(witness):
+    hidden, weight, targets, weights, counts = hinted_example(0)
+    hinted = weights.clone()
     kept = ((weights.flatten() != 0) & (targets != -100)).nonzero().squeeze(-1)
     dropped = ((weights.flatten() == 0) & (targets != -100)).nonzero().squeeze(-1)
-    guessed.view(-1)[kept[1:3]] = 0  # two missed
-    guessed.view(-1)[dropped[:1]] = weights.max()  # and one kept in vain
+    hinted.view(-1)[kept[1:3]] = 0  # two missed
+    hinted.view(-1)[dropped[:1]] = weights.max()  # and one kept in vain
     ce = linear_cross_entropy(
-        hidden, weight, targets, guess=GradientHint(Guess(lambda positions, ce: guessed[positions]), 1 / counts)
+        hidden, weight, targets, hint=GradientHint(Hint(lambda positions, ce: hinted[positions]), 1 / counts)
     )
     with witness() as backward:
         ce.backward((weights / counts).flatten())
@@ -392,21 +398,19 @@ def test_only_wrongly_guessed_rows_are_formed_again(witness):
 
 
 def test_a_second_backward_over_a_retained_graph_gives_the_same():
-    hidden, weight, targets, weights, counts = guessed_example(0)
-    rule = GradientHint(Guess(lambda positions, ce: torch.ones_like(ce)), 1 / counts)
-    ce = linear_cross_entropy(hidden, weight, targets, guess=rule)
+    hidden, weight, targets, weights, counts = hinted_example(0)
+    rule = GradientHint(Hint(lambda positions, ce: torch.ones_like(ce)), 1 / counts)
+    ce = linear_cross_entropy(hidden, weight, targets, hint=rule)
     first = torch.autograd.grad((ce.view(15, HEADS) * weights / counts).sum(), (hidden, weight), retain_graph=True)
     second = torch.autograd.grad((ce.view(15, HEADS) * weights / counts).sum(), (hidden, weight))
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_guess_for_other_heads_is_refused():
+def test_a_hint_for_other_heads_is_refused():
     hidden, weight, targets, _ = example()
     with pytest.raises(UserError, match="3 heads"):
-        linear_cross_entropy(
-            hidden, weight, targets, guess=GradientHint(Guess(lambda positions, ce: ce), torch.ones(3))
-        )
+        linear_cross_entropy(hidden, weight, targets, hint=GradientHint(Hint(lambda positions, ce: ce), torch.ones(3)))
 
 
 def test_autocast_gives_the_gradients_of_its_dtype():
@@ -421,13 +425,13 @@ def test_autocast_gives_the_gradients_of_its_dtype():
     assert torch.equal(weight.grad, low[1].grad.float())
 
 
-def test_a_guess_of_another_scale_biases_no_bfloat16_gradient(oracle):
+def test_a_hint_of_another_scale_biases_no_bfloat16_gradient(oracle):
     """As a whole: each of them is rounded, but not all to the same side."""
-    hidden, weight, targets, weights, counts = guessed_example(0)
+    hidden, weight, targets, weights, counts = hinted_example(0)
     hidden, weight = (x.detach().bfloat16().requires_grad_() for x in (hidden, weight))
-    rule = GradientHint(Guess(lambda positions, ce: weights[positions]), 3 / counts)
-    grad = (weights / counts).flatten()  # a third of what was guessed
-    linear_cross_entropy(hidden, weight, targets, guess=rule).backward(grad)
+    rule = GradientHint(Hint(lambda positions, ce: weights[positions]), 3 / counts)
+    grad = (weights / counts).flatten()  # a third of what was hinted
+    linear_cross_entropy(hidden, weight, targets, hint=rule).backward(grad)
     exact = oracle.linear_cross_entropy(
         hidden.detach().double(), weight.detach().double(), targets.tolist(), grad.tolist()
     )[1]
@@ -435,23 +439,23 @@ def test_a_guess_of_another_scale_biases_no_bfloat16_gradient(oracle):
     assert abs((gradient * exact).sum() / (exact * exact).sum() - 1) < 5e-4
 
 
-def test_float16_is_not_guessed():
-    hidden, weight, targets, weights, counts = guessed_example(0)
+def test_float16_is_not_hinted():
+    hidden, weight, targets, weights, counts = hinted_example(0)
     hidden, weight = (x.detach().half().requires_grad_() for x in (hidden, weight))
-    rule = GradientHint(Guess(lambda positions, ce: weights[positions]), 1e-5 / counts)
-    linear_cross_entropy(hidden, weight, targets, guess=rule).backward((weights / counts).flatten())
-    guessed = hidden.grad.clone()
+    rule = GradientHint(Hint(lambda positions, ce: weights[positions]), 1e-5 / counts)
+    linear_cross_entropy(hidden, weight, targets, hint=rule).backward((weights / counts).flatten())
+    hinted = hidden.grad.clone()
     hidden.grad = None
     linear_cross_entropy(hidden, weight, targets).backward((weights / counts).flatten())
-    assert torch.equal(guessed, hidden.grad)
+    assert torch.equal(hinted, hidden.grad)
 
 
-@pytest.mark.usefixtures("_counting_waits")
+@pytest.mark.usefixtures("on_accelerator")
 def test_no_more_than_the_share_is_formed_ahead(witness):
-    hidden, weight, targets, _, counts = guessed_example(0)
-    rule = GradientHint(Guess(lambda positions, ce: torch.ones_like(ce), share=0.2), 1 / counts)
+    hidden, weight, targets, _, counts = hinted_example(0)
+    rule = GradientHint(Hint(lambda positions, ce: torch.ones_like(ce), share=0.2), 1 / counts)
     with witness() as forward:
-        linear_cross_entropy(hidden, weight, targets, guess=rule)
+        linear_cross_entropy(hidden, weight, targets, hint=rule)
     formed = sum(shapes[0][0] for name, shapes in forward.calls if name == "mm" and shapes[1] == (VOCABULARY, WIDTH))
     rows = forward.rows_multiplied(VOCABULARY)
     assert 0 < formed <= 0.2 * rows + rows**0.5 / 2 + 1
@@ -465,13 +469,13 @@ def test_on_an_accelerator_the_forward_waits_for_nothing_and_the_backward_twice(
     monkeypatch, set_rows_per_chunk, witness, share
 ):
     set_rows_per_chunk(7)
-    monkeypatch.setattr(wmtp_core.losses.fused, "_counting_waits", lambda tensor: True)
-    hidden, weight, targets, weights, counts = guessed_example(0)
-    rule = GradientHint(Guess(lambda positions, ce: weights[positions], share), 1 / counts)
+    as_if_on_accelerator(monkeypatch, True)
+    hidden, weight, targets, weights, counts = hinted_example(0)
+    rule = GradientHint(Hint(lambda positions, ce: weights[positions], share), 1 / counts)
     # What is compiled runs operation by operation here; test_chunk_of_logits.py compiles it.
     with torch.compiler.set_stance("force_eager"):
         with witness() as forward:
-            ce = linear_cross_entropy(hidden, weight, targets, guess=rule)
+            ce = linear_cross_entropy(hidden, weight, targets, hint=rule)
         with witness() as backward:
             ce.backward((weights / counts).flatten())
     assert len([name for name, _ in forward.calls if name == "mm"]) > 9

@@ -1,20 +1,21 @@
-"""guesses.py: a guess over one chunk is the rule itself, and over many chunks it is nearly so."""
+"""hints.py: a hint over one chunk is the rule itself, and over many chunks it is nearly so."""
 
 import dataclasses
 
 import pytest
 import torch
+from signals import Signals, hint_of, weights_of
 
 from wmtp_core import (
     CriticWeighting,
-    HeadWeighting,
+    GradientPlan,
     LabelledWeighting,
     RandomWeighting,
     Rho1Weighting,
     SoftmaxExcessWeighting,
     UniformWarmup,
     UniformWeighting,
-    WeightingInputs,
+    WeightPlan,
     mtp_targets,
 )
 
@@ -37,60 +38,52 @@ def signals():
     labels = torch.randint(9, (ROWS, LENGTH), generator=generator)
     labels[torch.rand(ROWS, LENGTH, generator=generator) < 0.2] = -100
     _, valid = mtp_targets(labels, HORIZON)
-    return WeightingInputs(
+    return Signals(
         ce=torch.randn(ROWS, LENGTH, HORIZON, generator=generator).where(valid, 0),
         valid=valid,
         step=3,
         row_ids=torch.arange(ROWS),
         reference_ce=torch.randn(ROWS, LENGTH, generator=generator),
         values=torch.randn(ROWS, LENGTH, generator=generator),
-        noise=torch.randint(3, (ROWS, LENGTH), generator=generator),
+        token_labels=torch.randint(3, (ROWS, LENGTH), generator=generator),
     )
-
-
-def guessed(rule, signals, chunks):
-    """What the rule's guess says, fed in strided chunks."""
-    guess = rule.guess_weights(dataclasses.replace(signals, ce=torch.empty(0)))
-    ce = signals.ce.flatten(0, 1)
-    weights = torch.full_like(ce, torch.nan)
-    for i in range(chunks):
-        positions = torch.arange(i, len(ce), chunks)
-        weights[positions] = guess(positions, ce[positions])
-    return weights.view_as(signals.ce)
 
 
 @pytest.mark.parametrize("rule", KNOWN_AHEAD + BY_POSITION, ids=str)
 @pytest.mark.parametrize("chunks", [1, 7])
 def test_rules_that_compare_no_positions_know_their_weights(rule, chunks, signals):
-    assert torch.equal(guessed(rule, signals, chunks), rule.compute_head_weights(signals))
+    assert torch.equal(hint_of(rule, signals, chunks), weights_of(rule, signals))
 
 
 @pytest.mark.parametrize("k_percent", [0.01, 0.3, 0.6, 1.0])
 @pytest.mark.parametrize("from_head", [0, 1])
 def test_rho1_over_one_chunk_is_the_rule(k_percent, from_head, signals):
     rule = Rho1Weighting(k_percent, from_head=from_head)
-    assert torch.equal(guessed(rule, signals, 1), rule.compute_head_weights(signals))
+    assert torch.equal(hint_of(rule, signals, 1), weights_of(rule, signals))
 
 
 def test_rho1_over_many_chunks_is_nearly_the_rule(signals):
     rule = Rho1Weighting()
-    weights, guess = rule.compute_head_weights(signals), guessed(rule, signals, 8)
-    assert torch.equal(guess[..., 0], weights[..., 0])
-    assert ((guess != 0) <= signals.valid).all()
-    assert 0 < (guess != weights).float().mean() < 0.05
+    weights, hint = weights_of(rule, signals), hint_of(rule, signals, 8)
+    assert torch.equal(hint[..., 0], weights[..., 0])
+    assert ((hint != 0) <= signals.valid).all()
+    assert 0 < (hint != weights).float().mean() < 0.05
 
 
 def test_a_head_without_targets_and_a_single_head(signals):
     rule = Rho1Weighting()
     nothing = dataclasses.replace(signals, valid=torch.zeros_like(signals.valid), ce=torch.zeros_like(signals.ce))
-    assert not guessed(rule, nothing, 3).any()
+    assert not hint_of(rule, nothing, 3).any()
     single = dataclasses.replace(signals, valid=signals.valid[..., :1], ce=signals.ce[..., :1])
-    assert torch.equal(guessed(rule, single, 3), single.valid.float())
+    assert torch.equal(hint_of(rule, single, 3), single.valid.float())
 
 
-def test_a_rule_without_a_guess_says_so(signals):
-    class Rule(HeadWeighting):
-        def compute_head_weights(self, signals):
-            return signals.valid.float()
+def test_a_plan_without_a_hint_says_so():
+    class Plan(WeightPlan):
+        counts = None
 
-    assert Rule().guess_weights(signals) is None
+        def weights(self, ce, values=None):
+            return (ce > 0).float()
+
+    assert Plan().hint() is None
+    assert GradientPlan(Plan(), torch.ones(4)).hint(None) is None

@@ -1,9 +1,9 @@
-"""chunk_of_logits.py: the form that is compiled for an accelerator, compiled for a CPU here, against the plain one."""
+"""logits_chunk.py: the form that is compiled for an accelerator, compiled for a CPU here, against the plain one."""
 
 import pytest
 import torch
 
-from wmtp_core.losses.logits_chunk import CompiledLogitsChunk, LogitsChunk, rows_per_chunk
+from wmtp_core.losses.logits_chunk import ChunkedLogits, CompiledChunkedLogits, rows_per_chunk
 
 ROWS, WIDTH, VOCABULARY = 13, 8, 70
 
@@ -13,28 +13,26 @@ ROWS, WIDTH, VOCABULARY = 13, 8, 70
 def test_compiled_and_plain_give_the_same(dtype):
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(VOCABULARY, WIDTH, generator=draw).to(dtype)
-    plain, compiled = LogitsChunk(weight, ROWS), CompiledLogitsChunk(weight, ROWS)
+    plain, compiled = ChunkedLogits(weight, ROWS), CompiledChunkedLogits(weight, ROWS)
     precision = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-3}
     for rows in (ROWS, 5, ROWS - 1):  # the last chunk of a batch is shorter
         hidden = (3 * torch.randn(rows, WIDTH, generator=draw)).to(dtype)
         targets = torch.randint(VOCABULARY, (rows,), generator=draw)
         for kept in (None, torch.tensor([0, 2, 3])):
-            losses = [chunk.losses(hidden, targets) for chunk in (compiled, plain)]
-            torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
-            those = targets if kept is None else targets[kept]
-            amounts = torch.rand(len(those), generator=draw) - 0.5
-            gradients = [chunk.gradients(kept, those, amounts) for chunk in (compiled, plain)]
+            chunks = [logits.form(hidden, targets) for logits in (compiled, plain)]
+            torch.testing.assert_close(*(chunk.losses for chunk in chunks), rtol=1e-5, atol=1e-5)
+            grad_losses = torch.rand(rows if kept is None else len(kept), generator=draw) - 0.5
+            gradients = [chunk.gradients(kept, grad_losses) for chunk in chunks]
             assert [g.dtype for g in gradients] == [dtype, dtype]
             torch.testing.assert_close(*gradients, **precision)
 
 
-def test_a_row_of_no_amount_gives_nothing_whatever_its_logits():
+def test_a_row_of_no_gradient_gives_nothing_whatever_its_logits():
     weight = torch.ones(VOCABULARY, WIDTH)
-    chunk = CompiledLogitsChunk(weight, 2)
+    logits = CompiledChunkedLogits(weight, 2)
     hidden = torch.full((2, WIDTH), torch.nan)
     with torch.compiler.set_stance("force_eager"):
-        chunk.losses(hidden, torch.tensor([0, 1]))
-        gradients = chunk.gradients(None, torch.tensor([0, 1]), torch.tensor([0.0, 1.0]))
+        gradients = logits.form(hidden, torch.tensor([0, 1])).gradients(None, torch.tensor([0.0, 1.0]))
     assert (gradients[0] == 0).all()
     assert gradients[1].isnan().all()
 

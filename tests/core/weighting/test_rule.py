@@ -1,4 +1,4 @@
-"""weighting.py: what every rule keeps to (the controls included), and the baseline, rho1 and the critic."""
+"""What every rule keeps to (the controls included), and the baseline, rho1 and the critic."""
 
 import dataclasses
 
@@ -7,17 +7,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from signals import Signals, hint_of, weights_of
 
 from wmtp_core import (
     CriticWeighting,
+    HeadWeighting,
     LabelledWeighting,
     RandomWeighting,
     Rho1Weighting,
     SoftmaxExcessWeighting,
+    TopKWeighting,
     UniformWarmup,
     UniformWeighting,
     UserError,
-    WeightingInputs,
+    WeightPlan,
     mtp_targets,
     select_by_excess,
 )
@@ -40,6 +43,7 @@ RULES = [
     SoftmaxExcessWeighting(),
     LabelledWeighting(),
 ]
+NOTHING = {"reference_ce": None, "values": None, "token_labels": None}
 every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
 
 
@@ -52,7 +56,7 @@ def example(seed, rows=3, length=9, horizon=4, density=0.8, step=3):
     for b, t, h in np.ndindex(*valid.shape):
         p = t + h + 1
         valid[b, t, h] = p < length and labelled[b, p] and documents[b, p] == documents[b, t]
-    return WeightingInputs(
+    return Signals(
         ce=torch.tensor(rng.exponential(2, valid.shape) * valid).float(),
         valid=torch.tensor(valid),
         step=step,
@@ -60,21 +64,21 @@ def example(seed, rows=3, length=9, horizon=4, density=0.8, step=3):
         document_ids=torch.tensor(documents),
         reference_ce=torch.tensor(rng.exponential(2, (rows, length))).float(),
         values=torch.tensor(rng.standard_normal((rows, length))).float(),
-        noise=torch.tensor(rng.integers(0, 3, (rows, length)) * rng.integers(0, 2, (rows, length))),
+        token_labels=torch.tensor(rng.integers(0, 3, (rows, length)) * rng.integers(0, 2, (rows, length))),
     )
 
 
 def part(signals, start, end):
     """The signals of some of the rows."""
     fields = {field.name: getattr(signals, field.name) for field in dataclasses.fields(signals)}
-    return WeightingInputs(**{k: v[start:end] if isinstance(v, torch.Tensor) else v for k, v in fields.items()})
+    return Signals(**{k: v[start:end] if isinstance(v, torch.Tensor) else v for k, v in fields.items()})
 
 
 @every_rule
 @pytest.mark.parametrize("seed", range(3))
 def test_weights_are_finite_not_negative_and_zero_where_not_valid(rule, seed):
     signals = example(seed)
-    weights = rule.compute_head_weights(signals)
+    weights = weights_of(rule, signals)
     assert (weights.dtype, weights.shape, weights.requires_grad) == (torch.float32, signals.valid.shape, False)
     assert weights.isfinite().all()
     assert (weights >= 0).all()
@@ -86,7 +90,7 @@ def test_weights_are_finite_not_negative_and_zero_where_not_valid(rule, seed):
 @pytest.mark.parametrize(("rows", "length", "horizon", "density"), [(2, 6, 3, 0.0), (1, 1, 2, 1.0), (2, 5, 1, 1.0)])
 def test_nothing_valid_one_token_and_one_head(rule, rows, length, horizon, density):
     signals = example(0, rows, length, horizon, density)
-    weights = rule.compute_head_weights(signals)
+    weights = weights_of(rule, signals)
     assert weights.isfinite().all()
     assert (weights[~signals.valid] == 0).all()
     if horizon == 1 and getattr(rule, "from_head", 1) == 1:
@@ -96,7 +100,7 @@ def test_nothing_valid_one_token_and_one_head(rule, rows, length, horizon, densi
 @every_rule
 def test_the_same_signals_give_the_same_bits_and_are_left_alone(rule):
     signals, twin = example(0), example(0)
-    assert torch.equal(rule.compute_head_weights(signals), rule.compute_head_weights(signals))
+    assert torch.equal(weights_of(rule, signals), weights_of(rule, signals))
     for field in dataclasses.fields(signals):
         if isinstance(getattr(signals, field.name), torch.Tensor):
             assert torch.equal(getattr(signals, field.name), getattr(twin, field.name)), field.name
@@ -106,7 +110,7 @@ def test_the_same_signals_give_the_same_bits_and_are_left_alone(rule):
 def test_what_stands_at_invalid_targets_does_not_matter(rule):
     signals = example(0)
     poisoned = dataclasses.replace(signals, ce=signals.ce.masked_fill(~signals.valid, float("nan")))
-    assert torch.equal(rule.compute_head_weights(poisoned), rule.compute_head_weights(signals))
+    assert torch.equal(weights_of(rule, poisoned), weights_of(rule, signals))
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -119,13 +123,10 @@ def test_what_stands_at_invalid_targets_does_not_matter(rule):
 )
 def test_selected_counts_are_what_is_selected(seed, rows, length, horizon, density):
     signals = example(seed, rows, length, horizon, density)
-    valid_per_row = signals.valid.sum(dim=1)  # [B, H]
     for rule in RULES:
-        if isinstance(rule, LabelledWeighting):
-            continue  # it refuses: see test_controls.py
-        counts = rule.selected_counts(valid_per_row, signals.step)
+        counts = rule.plan(signals.inputs).counts
         assert counts.dtype == torch.int64
-        assert torch.equal(counts, (rule.compute_head_weights(signals) != 0).sum(dim=(0, 1))), rule
+        assert torch.equal(counts, (weights_of(rule, signals) != 0).sum(dim=(0, 1))), rule
 
 
 @pytest.mark.parametrize(
@@ -135,20 +136,20 @@ def test_selected_counts_are_what_is_selected(seed, rows, length, horizon, densi
 )
 def test_weights_sum_to_the_number_of_valid_heads_at_every_position(rule):
     signals = example(1)
-    weights = rule.compute_head_weights(signals)
+    weights = weights_of(rule, signals)
     torch.testing.assert_close(weights.sum(dim=-1), signals.valid.sum(dim=-1).float())
 
 
 def test_uniform_is_one_on_every_valid_target():
     signals = example(0)
-    assert torch.equal(UniformWeighting().compute_head_weights(signals), signals.valid.float())
+    assert torch.equal(weights_of(UniformWeighting(), signals), signals.valid.float())
 
 
 @pytest.mark.parametrize("scope", ["batch", "sequence"])
 def test_rho1_is_the_top_excess(scope):
     signals = example(0)
     expected = select_by_excess(signals.ce, signals.reference_ce, signals.valid, 0.3, scope)
-    assert torch.equal(Rho1Weighting(0.3, scope).compute_head_weights(signals), expected)
+    assert torch.equal(weights_of(Rho1Weighting(0.3, scope), signals), expected)
 
 
 @pytest.mark.parametrize("scope", ["batch", "sequence"])
@@ -156,8 +157,8 @@ def test_rho1_is_the_top_excess(scope):
 def test_from_head_0_selects_there_as_on_any_other_head(rule, scope):
     """Head 0 is chosen as it would be as the second of two heads, and the others as they always are."""
     signals = example(0)
-    selecting = rule(0.3, scope, from_head=0).compute_head_weights(signals)
-    assert torch.equal(selecting[..., 1:], rule(0.3, scope).compute_head_weights(signals)[..., 1:])
+    selecting = weights_of(rule(0.3, scope, from_head=0), signals)
+    assert torch.equal(selecting[..., 1:], weights_of(rule(0.3, scope), signals)[..., 1:])
     kept, valid = (part[..., 0].sum(dim=() if scope == "batch" else 1) for part in (selecting, signals.valid))
     assert torch.equal(kept, 1 + (0.3 * (valid - 1) + 1e-9).floor())
     if rule is Rho1Weighting:
@@ -173,7 +174,7 @@ def test_critic_softmax_equals_float64(oracle, seed, advantage):
     signals = example(seed)
     rule = CriticWeighting(discount=0.9, temperature=0.5, advantage=advantage, gae_lambda=0.8)
     np.testing.assert_allclose(
-        rule.compute_head_weights(signals).numpy(),
+        weights_of(rule, signals).numpy(),
         oracle.softmax_weights(critic_scores(oracle, signals, rule), signals.valid.numpy(), 0.5),
         rtol=1e-5,
         atol=1e-6,
@@ -185,7 +186,7 @@ def test_critic_softmax_equals_float64(oracle, seed, advantage):
 def test_critic_exp_equals_float64_and_has_mean_1(oracle, seed, beta, clip):
     signals = example(seed)
     rule = CriticWeighting(transform="exp", beta=beta, clip=clip)
-    weights = rule.compute_head_weights(signals)
+    weights = weights_of(rule, signals)
     expected = oracle.exponential_weights(critic_scores(oracle, signals, rule), signals.valid.numpy(), beta, clip)
     np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(weights[signals.valid].mean(), torch.tensor(1.0))
@@ -212,7 +213,7 @@ def test_a_token_that_added_more_value_weighs_more(transform):
     values = torch.tensor([[0.0, 0.0, 1.0, 0.0]])  # token 2 added 1, token 3 took it away
     _, valid = mtp_targets(torch.ones(1, 4, dtype=torch.int64), 3)
     signals = dataclasses.replace(signals, values=values, document_ids=None, valid=valid)
-    weights = CriticWeighting(transform=transform).compute_head_weights(signals)[0]
+    weights = weights_of(CriticWeighting(transform=transform), signals)[0]
     assert weights[0, 1] > weights[0, 0] > weights[0, 2]
 
 
@@ -221,7 +222,7 @@ def test_a_token_that_added_more_value_weighs_more(transform):
 def test_equal_advantages_are_the_baseline(transform, value):
     signals = example(0)
     signals = dataclasses.replace(signals, values=torch.full_like(signals.values, value))
-    weights = CriticWeighting(transform=transform, discount=0.0).compute_head_weights(signals)
+    weights = weights_of(CriticWeighting(transform=transform, discount=0.0), signals)
     torch.testing.assert_close(weights, signals.valid.float())
 
 
@@ -231,7 +232,7 @@ def test_huge_values_stay_finite(transform, value):
     signals = example(0)
     values = signals.values.clone()
     values[0, 4] = value
-    weights = CriticWeighting(transform=transform).compute_head_weights(dataclasses.replace(signals, values=values))
+    weights = weights_of(CriticWeighting(transform=transform), dataclasses.replace(signals, values=values))
     assert weights.isfinite().all()
     assert weights.sum().item() == pytest.approx(signals.valid.sum().item(), rel=1e-5)
 
@@ -241,9 +242,9 @@ def test_a_rule_with_a_warm_up_is_uniform_at_first_and_then_itself(rule):
     with_warm_up = UniformWarmup(rule, 5)
     signals = example(0, step=4)
     nothing_known = dataclasses.replace(signals, values=None, reference_ce=None)
-    assert torch.equal(with_warm_up.compute_head_weights(nothing_known), signals.valid.float())
-    after = with_warm_up.compute_head_weights(dataclasses.replace(signals, step=5))
-    assert torch.equal(after, rule.compute_head_weights(signals))
+    assert torch.equal(weights_of(with_warm_up, nothing_known), signals.valid.float())
+    after = weights_of(with_warm_up, dataclasses.replace(signals, step=5))
+    assert torch.equal(after, weights_of(rule, signals))
     assert not torch.equal(after, signals.valid.float())
 
 
@@ -256,8 +257,8 @@ def test_documents_of_the_critic_are_isolated(advantage):
     signals = dataclasses.replace(signals, document_ids=ids, valid=valid)
     others = torch.where(ids == 1, signals.values, signals.values * 7 - 3)
     rule = CriticWeighting(advantage=advantage)
-    weights = rule.compute_head_weights(signals)
-    changed = rule.compute_head_weights(dataclasses.replace(signals, values=others))
+    weights = weights_of(rule, signals)
+    changed = weights_of(rule, dataclasses.replace(signals, values=others))
     assert torch.equal(weights[ids == 1], changed[ids == 1])
     assert not torch.equal(weights, changed)
 
@@ -268,7 +269,7 @@ def test_two_ranks_whiten_as_one_process_does(over_two_ranks):
     ranks = part(both, 0, 2), part(both, 2, 4)
     rules = [CriticWeighting(transform="exp"), CriticWeighting(transform="exp", advantage="gae"), CriticWeighting()]
     for rule, weights in zip(rules, over_two_ranks([(rule, ranks) for rule in rules]), strict=True):
-        torch.testing.assert_close(torch.cat(weights), rule.compute_head_weights(both), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(torch.cat(weights), weights_of(rule, both), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -276,12 +277,51 @@ def test_two_ranks_whiten_as_one_process_does(over_two_ranks):
     [
         (Rho1Weighting(), "reference_ce"),
         (SoftmaxExcessWeighting(), "reference_ce"),
-        (CriticWeighting(), "values"),
-        (LabelledWeighting(), "noise"),
+        (CriticWeighting(), "a value head"),
+        (LabelledWeighting(), "token labels"),
     ],
     ids=str,
 )
 def test_a_rule_names_what_it_lacks(rule, missing):
     with pytest.raises(UserError, match=f"needs {missing}") as raised:
-        rule.compute_head_weights(dataclasses.replace(example(0), **{missing: None}))
+        weights_of(rule, dataclasses.replace(example(0), **NOTHING))
     assert "\n" not in str(raised.value)
+
+
+def test_a_rule_or_a_plan_that_lacks_its_method_cannot_be_made():
+    class Rule(HeadWeighting):
+        pass
+
+    class Plan(WeightPlan):
+        counts = None
+
+    for unfinished in (Rule, Plan):
+        with pytest.raises(TypeError, match="abstract"):
+            unfinished()
+
+
+def test_counts_are_those_of_all_ranks():
+    signals, others = example(0), example(1)
+    everyone = torch.cat([signals.valid.sum(dim=1), others.valid.sum(dim=1)])
+    inputs = dataclasses.replace(signals.inputs, valid_per_row=everyone)
+    assert UniformWeighting().plan(inputs).counts.tolist() == everyone.sum(dim=0).tolist()
+    expected = 1 + (0.3 * (everyone.sum(dim=0).double() - 1) + 1e-9).floor()
+    assert Rho1Weighting(0.3).plan(inputs).counts[1:].tolist() == expected[1:].tolist()
+
+
+def test_top_k_by_another_score_is_a_function():
+    """A score of losses: the surest predictions first. Weights, counts and hint follow."""
+
+    def surest(inputs):
+        return lambda positions, ce: -ce
+
+    signals = example(0, length=200)
+    rule = TopKWeighting(surest, 0.25)
+    weights = weights_of(rule, signals)
+    for h in range(1, 4):
+        valid = signals.valid[..., h]
+        kept, left = signals.ce[..., h][weights[..., h] == 1], signals.ce[..., h][valid & (weights[..., h] == 0)]
+        assert len(kept) == rule.plan(signals.inputs).counts[h] == 1 + int(0.25 * (int(valid.sum()) - 1) + 1e-9)
+        assert kept.max() <= left.min()
+    assert torch.equal(hint_of(rule, signals, 1), weights)
+    assert (hint_of(rule, signals, 8) != weights).float().mean() < 0.05

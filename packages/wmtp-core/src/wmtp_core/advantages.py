@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def value_differences(values: Tensor, discount: float, document_ids: Tensor | None = None) -> Tensor:
-    """What token t added: `δ_t = V_t − discount·V_{t−1}`, with `V = 0` before a document's first token.
+    """Return what token t added: `δ_t = V_t − discount·V_{t−1}`, with `V = 0` before a document's first token.
 
     Args:
         values: float32 `[B, S]`.
@@ -29,7 +29,7 @@ def value_differences(values: Tensor, discount: float, document_ids: Tensor | No
 def generalized_advantages(
     differences: Tensor, discount: float, gae_lambda: float, document_ids: Tensor | None = None
 ) -> Tensor:
-    """`A_t = Σ_l (discount·λ)^l δ_{t+l}` over the rest of the document. float32 `[B, S]` in and out."""
+    """Return `A_t = Σ_l (discount·λ)^l δ_{t+l}` over the rest of the document. float32 `[B, S]` in and out."""
     decay = torch.full_like(differences, discount * gae_lambda).where(~_ends(differences, document_ids), 0)
     return _sum_from_the_right(differences, decay)
 
@@ -37,7 +37,7 @@ def generalized_advantages(
 def lambda_return_losses(
     values: Tensor, rewards: Tensor, return_lambda: float, document_ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Squared error of the values to their λ-returns, whose end is the document's reward.
+    """Return the squared error of the values to their λ-returns, whose end is the document's reward.
 
     `G_t = (1−λ)·V_{t+1} + λ·G_{t+1}`, and `G = reward` at the last token; undiscounted, so that V estimates the reward.
 

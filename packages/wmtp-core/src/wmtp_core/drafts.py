@@ -1,4 +1,4 @@
-"""What heads predict: their most probable tokens, and which of these a decoder would keep."""
+"""What heads predict: their most probable tokens, and which of these a decoder would accept."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from wmtp_core.targets import shift_to_heads
 
 @torch.no_grad()
 def linear_argmax(hidden: Tensor, weight: Tensor) -> Tensor:
-    """The most probable token of every row, without ever holding more than a chunk of `hidden @ weight.T`.
+    """Return the most probable token of every row, without ever holding more than a chunk of `hidden @ weight.T`.
 
     Args:
         hidden: `[N, D]`, normed hidden states.
@@ -23,12 +23,12 @@ def linear_argmax(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def accepted_drafts(predicted: Tensor) -> Tensor:
-    """Which drafts greedy self-speculative decoding would keep, if it began at every position of a given text.
+    """Return which drafts greedy self-speculative decoding would accept, if it began at every position of a given text.
 
     After the tokens ≤ t of the text, head h ≥ 1 drafts the token at t+h+1. Head 0 verifies it from the tokens ≤ t+h of
-    the text (teacher forcing), and it is kept if that is head 0's choice too and all drafts before it were kept:
-    kept[t, h] = Π_{j=1..h} [predicted[t, j] = predicted[t+j, 0]] (arXiv 2404.19737, section 3.2). A forward then gives
-    1 + Σ_{h≥1} kept[t, h] tokens. On a text that the model itself decoded greedily, this is what the decoder kept at
+    the text (teacher forcing), and it is accepted if that is head 0's choice too and all drafts before it were:
+    accepted[t, h] = Π_{j=1..h} [predicted[t, j] = predicted[t+j, 0]] (arXiv 2404.19737, section 3.2). A forward then gives
+    1 + Σ_{h≥1} accepted[t, h] tokens. On a text that the model itself decoded greedily, this is what the decoder accepted at
     the positions where its forwards began; other texts take other turns than the model would.
 
     Args:

@@ -1,8 +1,8 @@
-"""The one error for what a person can mend."""
+"""The one error for what the user can fix."""
 
 
 class UserError(ValueError):
-    """Bad input: the message says in one line what is wrong, where it stands and how to mend it.
+    """Bad input: the message says in one line what is wrong, where, and how to fix it.
 
-    The launch scripts print it without a traceback and exit with 2; every other exception is a defect of ours.
+    The launch scripts print it without a traceback and exit with 2; every other exception is a bug in WMTP.
     """

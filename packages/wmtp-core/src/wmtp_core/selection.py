@@ -1,7 +1,7 @@
 """Which predictions are worth learning: excess loss over the reference, and the exact top k of it.
 
-Rho-1 (arXiv 2404.07965) keeps the tokens of highest excess loss, equation 3; here each head h ≥ 1 does so separately
-and head 0 keeps everything, so that every position with a next token trains between 1 and H tokens.
+Rho-1 (arXiv 2404.07965) keeps the tokens of highest excess loss, equation 3; here each selecting head does so by
+itself. By default head 0 keeps everything, so that every position with a next token trains between 1 and H tokens.
 """
 
 from typing import Literal
@@ -11,8 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wmtp_core.errors import UserError
-from wmtp_core.losses.dense import dense_cross_entropy
-from wmtp_core.targets import mtp_targets, shift_to_heads
+from wmtp_core.targets import shift_to_heads
 
 Scope = Literal["batch", "sequence"]
 
@@ -26,7 +25,7 @@ def check_k_percent(k_percent: float) -> None:
 
 
 def excess_loss(ce: Tensor, reference_ce: Tensor) -> Tensor:
-    """Signed excess loss of each prediction over the reference's loss on the same target token.
+    """Return the signed excess loss of each prediction over the reference's loss on the same target token.
 
     Args:
         ce: float32 `[B, S, H]`.
@@ -39,7 +38,7 @@ def excess_loss(ce: Tensor, reference_ce: Tensor) -> Tensor:
 
 
 def num_selected(valid_count: Tensor, k_percent: float) -> Tensor:
-    """How many of n targets the top k keeps: `1 + floor(k·(n−1) + 1e-9)`, and 0 of 0. int64, any shape.
+    """Return how many of n targets the top k keeps: `1 + floor(k·(n−1) + 1e-9)`, and 0 of 0. int64, any shape.
 
     That is the size of `{x ≥ quantile(x, 1−k)}` on distinct values.
     """
@@ -48,9 +47,22 @@ def num_selected(valid_count: Tensor, k_percent: float) -> Tensor:
 
 
 def keep_ratio(k_percent: float, horizon: int, from_head: int = 1) -> float:
-    """What part of all predictions is kept: the heads before `from_head` whole, and the top k of each later one."""
+    """Return what part of all predictions is kept: heads before `from_head` whole, and the top k of each later one."""
     whole = min(from_head, horizon)
     return (whole + (horizon - whole) * k_percent) / horizon
+
+
+def num_selected_per_head(valid_per_row: Tensor, k_percent: float, scope: Scope, from_head: int) -> Tensor:
+    """Return how many targets `select_by_score` keeps of each head, int64 `[H]`.
+
+    Args:
+        valid_per_row: int64 `[rows, H]`, the valid targets of every row over all ranks.
+        k_percent, scope, from_head: see `select_by_score`.
+    """
+    per_comparison = valid_per_row.sum(dim=0, keepdim=True) if scope == "batch" else valid_per_row
+    counts = num_selected(per_comparison, k_percent).sum(dim=0)
+    counts[:from_head] = valid_per_row[:, :from_head].sum(dim=0)
+    return counts
 
 
 def topk_mask(scores: Tensor, valid: Tensor, k_percent: float) -> Tensor:
@@ -79,7 +91,7 @@ def select_by_score(
     group: dist.ProcessGroup | None = None,
     from_head: int = 1,
 ) -> Tensor:
-    """Heads before `from_head` keep every valid target; each later head the top k of its valid targets by `scores`.
+    """Keep every valid target of heads before `from_head`, and of each later head the top k by `scores`.
 
     Args:
         scores: float32 `[B, S, H]`, higher is kept first.
@@ -97,10 +109,7 @@ def select_by_score(
     rows, length, _ = valid.shape
     if scope not in ("batch", "sequence"):
         raise UserError(f'scope is {scope!r}; choose "batch" or "sequence"')
-    later_scores, later_valid = (
-        scores[..., from_head:].float(),
-        valid[..., from_head:],
-    )  # [B, S, L] of L heads
+    later_scores, later_valid = scores[..., from_head:].float(), valid[..., from_head:]  # [B, S, L] of L heads
     selecting = later_valid.shape[-1]
     if scope == "sequence":
         by_row = topk_mask(
@@ -117,7 +126,7 @@ def select_by_score(
 
 
 def _gather_over_ranks(scores: Tensor, valid: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, int]:
-    """Every rank's scores and validity in rank order, and where this rank's begin."""
+    """Return every rank's scores and validity in rank order, and where this rank's begin."""
     if group is None or dist.get_world_size(group) == 1:
         return scores, valid, 0
     world, rank = dist.get_world_size(group), dist.get_rank(group)
@@ -137,7 +146,7 @@ def select_by_excess(
     group: dist.ProcessGroup | None = None,
     from_head: int = 1,
 ) -> Tensor:
-    """The rho1 rule on per-token losses: head 0 whole, later heads the top k by signed excess loss.
+    """Apply the rho1 rule to per-token losses: head 0 whole, later heads the top k by signed excess loss.
 
     Args:
         ce: float32 `[B, S, H]`.
@@ -153,7 +162,7 @@ def select_by_excess(
 
 
 def compute_rho1_stats(weights: Tensor, valid_mask: Tensor) -> dict[str, Tensor]:
-    """How much was selected, as 0-dim tensors (float32) on the weights' device, without host synchronisation.
+    """Return how much was selected, as 0-dim tensors (float32) on the weights' device, without host synchronisation.
 
     Args:
         weights: `[B, S, H]`; non-zero is selected.
@@ -171,37 +180,3 @@ def compute_rho1_stats(weights: Tensor, valid_mask: Tensor) -> dict[str, Tensor]
     stats["selection_ratio"] = selected.sum() / valid.sum().clamp(min=1)
     stats["avg_heads_per_position"] = selected.sum() / valid[0].clamp(min=1)
     return stats
-
-
-def compute_mtp_selective_weights(
-    policy_logits: Tensor, ref_logits: Tensor, labels: Tensor, attention_mask: Tensor, k_percent: float = 0.6
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The rho1 rule on dense logits of the policy and of the reference.
-
-    Args:
-        policy_logits: `[B, S, H, V]`.
-        ref_logits: `[B, S, V]` of a next-token model.
-        labels: int64 `[B, S]`, not shifted, -100 where there is nothing to learn.
-        attention_mask: `[B, S]`, 0 at padding.
-        k_percent: fraction in (0, 1].
-
-    Returns:
-        weights float32 `[B, S, H]` of 0 and 1, and 0-dim statistics: those of `compute_rho1_stats`, and for h ≥ 1
-        `head_{h}_excess_mean` (over valid targets) and `head_{h}_threshold` (the smallest selected excess; inf where
-        nothing is selected).
-    """
-    check_k_percent(k_percent)
-    horizon = policy_logits.shape[2]
-    with torch.no_grad():
-        targets, valid = mtp_targets(labels, horizon, attention_mask)
-        ce = dense_cross_entropy(policy_logits, targets)  # [B, S, H]
-        next_tokens, _ = mtp_targets(labels, 1, attention_mask)  # [B, S, 1]
-        reference_ce = torch.nn.functional.pad(dense_cross_entropy(ref_logits, next_tokens[..., 0])[:, :-1], (1, 0))
-        weights = select_by_excess(ce, reference_ce, valid, k_percent)
-        excess = excess_loss(ce, reference_ce)
-        stats = compute_rho1_stats(weights, valid)
-        for h in range(1, horizon):
-            count = valid[..., h].sum().clamp(min=1)
-            stats[f"head_{h}_excess_mean"] = excess[..., h].where(valid[..., h], 0).sum() / count
-            stats[f"head_{h}_threshold"] = excess[..., h].where(weights[..., h] != 0, torch.inf).min()
-    return weights, stats

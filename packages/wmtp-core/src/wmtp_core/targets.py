@@ -33,7 +33,7 @@ def mtp_targets(
     document_ids: Tensor | None = None,
     ignore_index: int = -100,
 ) -> tuple[Tensor, Tensor]:
-    """Target token of every head at every position, and whether there is one.
+    """Return the target token of every head at every position, and whether there is one.
 
     A target is valid when its position lies in the row, is attended to, carries a label, and belongs to the same
     packed document as the position that predicts it.

@@ -9,7 +9,7 @@ from wmtp_train.trainer import BaseWmtpTrainer
 
 def _random(settings: Settings, mesh: Mesh) -> HeadWeighting:
     rule = settings.selection
-    weighting = RandomWeighting(rule.k_percent, rule.scope, settings.seed, mesh.data_parallel, rule.from_head)
+    weighting = RandomWeighting(rule.k_percent, rule.scope, mesh.data_parallel, rule.from_head, settings.seed)
     return UniformWarmup(weighting, rule.warmup_steps)
 
 
