@@ -26,7 +26,6 @@ from transformers import PreTrainedTokenizerFast
 from wmtp_core import UserError, linear_argmax, linear_cross_entropy
 from wmtp_eval.complete import complete
 from wmtp_models import MtpForCausalLM, Sampling, encode_prompt
-from wmtp_models.trunk.parts import trunk_parts
 
 _SAMPLING = ("temperature", "top_k", "top_p")
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -93,7 +92,7 @@ class PolicyLM(TemplateLM):
         ).last_hidden_state  # [B, S, D], of the trunk and head 0 alone
         hidden = torch.cat([s[len(row) - 1 - n : len(row) - 1] for s, row, n in zip(states, rows, counts, strict=True)])
         targets = torch.cat([row[len(row) - n :] for row, n in zip(rows, counts, strict=True)])  # [N]
-        weight = trunk_parts(self.policy.causal_lm).unembedding.weight
+        weight = self.policy.trunk.weight
         losses: Tensor = linear_cross_entropy(hidden, weight, targets)
         right = linear_argmax(hidden, weight) == targets
         sums = [-part.sum().item() for part in losses.split(counts)]

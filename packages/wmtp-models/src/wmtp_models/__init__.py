@@ -2,7 +2,6 @@
 
 from wmtp_models.config import MtpConfig
 from wmtp_models.generation import Generation, Sampling, TextStream, encode_prompt, generate, stop_tokens
-from wmtp_models.heads.parallel import HeadLayers
 from wmtp_models.loading import build_policy, load_causal_lm, load_policy, load_tokenizer, load_wmtp
 from wmtp_models.policy import MtpForCausalLM, MtpOutput
 from wmtp_models.reference import ReferenceModel, require_same_tokenizer, weights_fingerprint
@@ -12,7 +11,6 @@ from wmtp_models.value_head import ValueHead
 
 __all__ = [
     "Generation",
-    "HeadLayers",
     "MtpConfig",
     "MtpForCausalLM",
     "MtpOutput",

@@ -5,7 +5,10 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from wmtp_core import UserError
-from wmtp_models.heads.medusa import LAYER, require_head_kind
+from wmtp_models.heads import ParallelHeads, require_head_kind
+
+FORMAT = 2
+"""Of a saved folder's tensor names: 1 had the heads inside the trunk's last layer."""
 
 
 class MtpConfig(PreTrainedConfig):
@@ -20,6 +23,7 @@ class MtpConfig(PreTrainedConfig):
         value_gradient_to_trunk: whether the value head's loss also trains the trunk.
         generation: the plain model's generation_config.json: its stop tokens, how it samples; None: as the trunk's
             configuration has it.
+        format_version: of the folder's tensor names.
     """
 
     model_type = "wmtp"
@@ -30,10 +34,11 @@ class MtpConfig(PreTrainedConfig):
         self,
         trunk: PreTrainedConfig | dict[str, Any] | None = None,
         horizon: int = 4,
-        head_kind: str = LAYER,
+        head_kind: str = ParallelHeads.kind,
         value_head: bool = False,
         value_gradient_to_trunk: bool = False,
         generation: dict[str, Any] | None = None,
+        format_version: int = FORMAT,
         **kwargs: Any,
     ) -> None:
         if horizon < 1:
@@ -47,3 +52,9 @@ class MtpConfig(PreTrainedConfig):
         self.value_head = value_head
         self.value_gradient_to_trunk = value_gradient_to_trunk
         self.generation = generation
+        self.format_version = format_version
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a saved configuration; one that does not say its format is of the first."""
+        return super().from_dict({"format_version": 1, **config_dict}, **kwargs)

@@ -17,7 +17,7 @@ _GGUF_NEEDS = ("gguf", "accelerate")
 
 
 def resolve_source(source: str | Path) -> tuple[str, dict[str, str]]:
-    """What `from_pretrained` wants to hear: a folder or name, and for GGUF which file of the folder.
+    """Return what `from_pretrained` expects: a folder or name, and for GGUF which file of the folder.
 
     Args:
         source: folder, name on a hub, `*.gguf` file, or a folder with one of these and no config.json.
@@ -44,7 +44,7 @@ def resolve_source(source: str | Path) -> tuple[str, dict[str, str]]:
 
 
 def read_config(source: str | Path) -> PreTrainedConfig:
-    """The configuration in a folder, under a name or in a GGUF file.
+    """Read the configuration in a folder, under a name or in a GGUF file.
 
     Raises:
         UserError: there is none, or of a type that transformers does not know.
@@ -59,7 +59,7 @@ def read_config(source: str | Path) -> PreTrainedConfig:
 
 
 def load_weights(model_class: Any, source: str | Path, dtype: torch.dtype) -> Any:
-    """`from_pretrained` of a folder, name or GGUF file, complete.
+    """Call `from_pretrained` of a folder, name or GGUF file, complete.
 
     Raises:
         UserError: see `from_pretrained_strict`.
@@ -72,7 +72,7 @@ def load_weights(model_class: Any, source: str | Path, dtype: torch.dtype) -> An
 def from_pretrained_strict(
     model_class: Any, place: str | None, source: str | Path, described_in: str, **options: Any
 ) -> Any:
-    """`from_pretrained`, except that a weight which is not used, not there or of another shape is an error.
+    """Call `from_pretrained`, except that a weight which is not used, not there or of another shape is an error.
 
     Args:
         model_class: whose `from_pretrained` it is.
@@ -108,7 +108,7 @@ def from_pretrained_strict(
 
 
 def _unquantized(model: Any) -> Any:
-    """The same model without the marks of its former quantization, with which it could not be saved."""
+    """Return the same model without the marks of its former quantization, with which it could not be saved."""
     config = model.config
     del config.quantization_config
     plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
@@ -117,5 +117,5 @@ def _unquantized(model: Any) -> Any:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, short enough to stand inside another line."""
+    """Return what an error says, short enough to stand inside another line."""
     return textwrap.shorten(str(error) or type(error).__name__, 240, placeholder=" …")

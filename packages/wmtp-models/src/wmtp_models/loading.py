@@ -14,9 +14,10 @@ from transformers import (
 )
 
 from wmtp_core import UserError
-from wmtp_models.config import MtpConfig
+from wmtp_models.config import FORMAT, MtpConfig
 from wmtp_models.formats import consolidated
-from wmtp_models.heads.medusa import LAYER
+from wmtp_models.formats.first import load_first_format
+from wmtp_models.heads import ParallelHeads
 from wmtp_models.hf_loading import load_weights, one_line, read_config, resolve_source
 from wmtp_models.policy import MtpForCausalLM
 
@@ -26,9 +27,9 @@ def load_policy(
     horizon: int = 4,
     value_head: bool = False,
     dtype: torch.dtype = torch.float32,
-    head_kind: str = LAYER,
+    head_kind: str = ParallelHeads.kind,
 ) -> MtpForCausalLM:
-    """The model to train, from what has heads (`load_wmtp`) or from any plain causal LM.
+    """Load the model to train, from what has heads (`load_wmtp`) or from any plain causal LM.
 
     Args:
         source: folder, GGUF file, or a name that transformers can fetch.
@@ -63,7 +64,7 @@ def load_policy(
 
 
 def load_wmtp(source: str | Path, dtype: torch.dtype | None = None) -> MtpForCausalLM:
-    """A model with all its heads as it was saved: a WMTP folder, or one of the published multi-token format.
+    """Load a model with all its heads as it was saved: a WMTP folder, or one of the published multi-token format.
 
     Args:
         source: the folder.
@@ -77,12 +78,17 @@ def load_wmtp(source: str | Path, dtype: torch.dtype | None = None) -> MtpForCau
     config = read_config(source)
     if not isinstance(config, MtpConfig):
         raise UserError(f"{source} is a plain {config.model_type} without heads: give a folder that training wrote")
-    policy: MtpForCausalLM = load_weights(MtpForCausalLM, source, dtype or config.dtype or torch.float32)
+    dtype = dtype or config.dtype or torch.float32
+    policy: MtpForCausalLM
+    if config.format_version == FORMAT:
+        policy = load_weights(MtpForCausalLM, source, dtype)
+    else:
+        policy = load_first_format(Path(source), config, dtype)
     return policy
 
 
 def has_heads(source: str | Path) -> bool:
-    """Whether `load_wmtp` is the one to load it; it is a plain causal LM else.
+    """Return whether `load_wmtp` is the one to load it; it is a plain causal LM else.
 
     Raises:
         UserError: nothing there.
@@ -96,9 +102,9 @@ def build_policy(
     horizon: int = 4,
     value_head: bool = False,
     seed: int = 0,
-    head_kind: str = LAYER,
+    head_kind: str = ParallelHeads.kind,
 ) -> MtpForCausalLM:
-    """A policy from scratch, in float32, with weights that depend on nothing but the arguments.
+    """Build a policy from scratch, in float32, with weights that depend on nothing but the arguments.
 
     Args:
         trunk_config: a transformers configuration as a dictionary: `model_type` and what differs from its defaults.
@@ -138,7 +144,7 @@ def build_policy(
 
 
 def load_causal_lm(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A plain causal LM: as it stands there, or trunk and head 0 of what has heads.
+    """Load a plain causal LM: as it stands there, or trunk and head 0 of what has heads.
 
     Raises:
         UserError: nothing there, or incomplete or foreign weights.
@@ -150,19 +156,19 @@ def load_causal_lm(source: str | Path, dtype: torch.dtype = torch.float32) -> Pr
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
-    """A fast tokenizer, which is the kind that tells where in the text its tokens lie.
+    """Load a fast tokenizer, which is the kind that tells where in the text its tokens lie.
 
     Raises:
         UserError: nothing there, or a slow one.
     """
     place, gguf = resolve_source(source)
-    mend = "put one there with save_pretrained"
+    fix = "put one there with save_pretrained"
     if not gguf and Path(source).is_dir() and not any(Path(source).glob("tokenizer*")):
-        raise UserError(f"no tokenizer in {source}: {mend}")  # transformers 5.0 would make one up
+        raise UserError(f"no tokenizer in {source}: {fix}")  # transformers 5.0 would make one up
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
     except Exception as error:  # tokenizers itself raises nothing narrower
-        raise UserError(f"no usable tokenizer in {source} ({one_line(error)}): {mend}") from error
+        raise UserError(f"no usable tokenizer in {source} ({one_line(error)}): {fix}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"the tokenizer in {source} is a slow one: convert it and save its tokenizer.json there")
     return tokenizer

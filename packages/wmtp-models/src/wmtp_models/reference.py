@@ -14,7 +14,7 @@ from wmtp_models.formats import consolidated
 from wmtp_models.hf_loading import resolve_source
 from wmtp_models.loading import load_causal_lm, load_tokenizer
 from wmtp_models.trunk.packing_layout import infer_layout
-from wmtp_models.trunk.parts import require_wrappable, trunk_parts
+from wmtp_models.trunk.probe import require_wrappable
 
 
 class ReferenceModel(nn.Module):
@@ -22,7 +22,7 @@ class ReferenceModel(nn.Module):
 
     def __init__(self, causal_lm: PreTrainedModel) -> None:
         super().__init__()
-        require_wrappable(causal_lm)
+        self.trunk = require_wrappable(causal_lm)
         self.causal_lm = causal_lm.requires_grad_(False)
         self.eval()
 
@@ -43,12 +43,12 @@ class ReferenceModel(nn.Module):
             policy_tokenizer: the policy's; the tokenizer beside the reference must be the same.
 
         Raises:
-            UserError: nothing to load, or it does not speak the policy's tokens.
+            UserError: nothing to load, or it has another vocabulary.
         """
         if policy_tokenizer is not None:
             require_same_tokenizer(policy_tokenizer, load_tokenizer(source), source)
         reference = cls(load_causal_lm(source, dtype))
-        vocab_size = trunk_parts(reference.causal_lm).unembedding.out_features
+        vocab_size = reference.trunk.unembedding.out_features
         if policy_vocab_size not in (None, vocab_size):
             raise UserError(
                 f"the reference {source} has a vocabulary of {vocab_size} tokens, the policy one of "
@@ -67,14 +67,13 @@ class ReferenceModel(nn.Module):
         document_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """As `token_losses`, which is what one calls; this is what ZeRO-3 hooks into where the reference is sharded."""
+        """Compute `token_losses`, which is what one calls; ZeRO-3 hooks into this where the reference is sharded."""
         position_ids, document_ids = infer_layout(position_ids, document_ids, attention_mask)
         targets, _ = mtp_targets(input_ids, 1, attention_mask, document_ids)  # [B, S, 1]
         hidden = self.causal_lm.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).last_hidden_state  # [B, S, D]
-        weight = trunk_parts(self.causal_lm).unembedding.weight
-        ce = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten()).view_as(input_ids)
+        ce = linear_cross_entropy(hidden.flatten(0, 1), self.trunk.weight, targets.flatten()).view_as(input_ids)
         return nn.functional.pad(ce[:, :-1], (1, 0))  # from the position that predicts to the token predicted
 
     @torch.no_grad()
@@ -85,7 +84,7 @@ class ReferenceModel(nn.Module):
         document_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Reference cross-entropy of every token, in one forward and never with all logits at once.
+        """Return the reference cross-entropy of every token, in one forward and never with all logits at once.
 
         Args:
             input_ids: int64 `[B, S]`.
@@ -109,18 +108,18 @@ def require_same_tokenizer(
     Raises:
         UserError: the vocabularies differ (naming a token that does), or the rules that cut text into tokens.
     """
-    mend = "train the reference with the policy's tokenizer, or start the policy from the reference's"
+    fix = "train the reference with the policy's tokenizer, or start the policy from the reference's"
     ours, theirs = policy.get_vocab(), reference.get_vocab()
     differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
     if differing:
         token = differing[0]
         raise UserError(
             f"the reference {source} has another tokenizer: {len(differing)} tokens differ, such as {token!r} "
-            f"(id {theirs.get(token)} there, {ours.get(token)} in the policy): {mend}"
+            f"(id {theirs.get(token)} there, {ours.get(token)} in the policy): {fix}"
         )
     if (rules := _cutting_rules(policy)) != (other := _cutting_rules(reference)):
         part = next(name for name in sorted(rules.keys() | other.keys()) if rules.get(name) != other.get(name))
-        raise UserError(f"the reference {source} has another tokenizer: same vocabulary, another {part}: {mend}")
+        raise UserError(f"the reference {source} has another tokenizer: same vocabulary, another {part}: {fix}")
 
 
 def _cutting_rules(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -130,7 +129,7 @@ def _cutting_rules(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def weights_fingerprint(source: str | Path) -> str:
-    """What distinguishes one trained model from another: its weight files and what describes them, or its GGUF file.
+    """Return what distinguishes one trained model from another: a hash of its weight files and what describes them.
 
     Returns:
         sha256 in hex over names and contents; the folder's own name and place do not enter.

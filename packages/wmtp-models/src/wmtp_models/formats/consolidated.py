@@ -19,7 +19,7 @@ from wmtp_core import UserError
 from wmtp_models.config import MtpConfig
 from wmtp_models.formats.llama_2 import hf_key_map, permute_rope, policy_config, require_params, to_params_json
 from wmtp_models.formats.roundtrip import head_logits, require_equal, require_same_weights
-from wmtp_models.heads.medusa import LAYER
+from wmtp_models.heads import ParallelHeads
 from wmtp_models.hf_loading import from_pretrained_strict, one_line
 from wmtp_models.policy import MtpForCausalLM
 
@@ -34,7 +34,7 @@ def is_folder(source: str | Path) -> bool:
 
 
 def load(folder: Path, dtype: torch.dtype | None = None) -> MtpForCausalLM:
-    """The model with all its heads; exact in the dtype that it was saved in, which is the default.
+    """Load the model with all its heads; exact in the dtype that it was saved in, which is the default.
 
     Raises:
         UserError: a file is missing or unreadable, or the weights are not those that params.json describes.
@@ -63,7 +63,7 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> MtpForCausalLM:
 
 
 def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
-    """What the format has no place for."""
+    """Return what the format has no place for."""
     trunk = policy.config.trunk
     again = policy_config(to_params_json(policy.config), trunk.vocab_size).trunk
     context, assumed = trunk.max_position_embeddings, again.max_position_embeddings
@@ -91,7 +91,7 @@ def save(policy: MtpForCausalLM, folder: Path) -> None:
     (folder / PARAMS).write_text(json.dumps(to_params_json(config), indent=2))
     try:
         torch.save(weights, folder / WEIGHTS)
-    except RuntimeError as error:  # its way to say that the disk is full
+    except RuntimeError as error:  # raised when the disk is full
         raise OSError(one_line(error)) from error
 
 
@@ -123,7 +123,7 @@ def _require_llama_2(config: MtpConfig, state: dict[str, Tensor]) -> None:
     trunk = config.trunk
     rope = (getattr(trunk, "rope_parameters", None) or {}).get("rope_type")
     reasons = {
-        f"its heads are of the kind {config.head_kind}": config.head_kind != LAYER,
+        f"its heads are of the kind {config.head_kind}": config.head_kind != ParallelHeads.kind,
         f"its trunk is a {trunk.model_type}": trunk.model_type != "llama",
         f"its activation is {getattr(trunk, 'hidden_act', None)}": getattr(trunk, "hidden_act", None) != "silu",
         f"its rotary embedding is {rope}": rope != "default",

@@ -10,7 +10,7 @@ from wmtp_models.policy import MtpForCausalLM
 
 
 def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
-    """A plain model predicts one token."""
+    """Return what a plain model has no place for: it predicts one token."""
     heads = [f"heads 1 to {policy.config.horizon - 1}"] if policy.config.horizon > 1 else []
     return heads if policy.value_head is None else [*heads, "the value head"]
 
@@ -18,9 +18,12 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
 def save(policy: MtpForCausalLM, folder: Path) -> None:
     """Write what any program that knows the trunk's architecture loads."""
     plain = policy.unwrap()
-    generation, plain.generation_config = plain.generation_config, GenerationConfig()
-    plain.save_pretrained(folder)
     # By itself, since save_pretrained refuses settings that contradict each other, as some published ones do.
+    generation, plain.generation_config = plain.generation_config, GenerationConfig()
+    try:
+        plain.save_pretrained(folder)
+    finally:
+        plain.generation_config = generation
     generation.to_json_file(folder / "generation_config.json")
 
 

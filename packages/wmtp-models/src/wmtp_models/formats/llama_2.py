@@ -84,7 +84,7 @@ def policy_config(params: dict[str, Any], vocab_size: int) -> MtpConfig:
 
 
 def to_params_json(config: MtpConfig) -> dict[str, Any]:
-    """What params.json says of such a configuration; what has a default there only where it differs."""
+    """Return what params.json says of such a configuration; what has a default there only where it differs."""
     trunk = config.trunk
     params = {
         "dim": trunk.hidden_size,
@@ -120,17 +120,15 @@ def _feed_forward_params(dim: int, size: int) -> dict[str, Any]:
 
 
 def hf_key_map(config: MtpConfig) -> dict[str, str]:
-    """Our name of every weight by its name there."""
-    last = config.trunk.num_hidden_layers - 1
-    layers = {f"layers.{i}": f"causal_lm.model.layers.{i}" for i in range(last)}
-    layers[f"layers.{last}"] = f"causal_lm.model.layers.{last}.heads.0"
-    layers |= {f"extra_heads.{h - 1}": f"causal_lm.model.layers.{last}.heads.{h}" for h in range(1, config.horizon)}
+    """Return our name of every weight by its name there."""
+    layers = {f"layers.{i}": f"causal_lm.model.layers.{i}" for i in range(config.trunk.num_hidden_layers)}
+    layers |= {f"extra_heads.{h}": f"heads.layers.{h}" for h in range(config.horizon - 1)}
     inner = {f"{a}.{b}": f"{x}.{y}" for a, x in layers.items() for b, y in _IN_A_LAYER.items()}
     return {**_SHARED, **inner}
 
 
 def permute_rope(name: str, weight: Tensor, config: MtpConfig, back: bool = False) -> Tensor:
-    """Query and key rows in transformers' order of a head's dimensions, or back in the format's; others as they are."""
+    """Return query and key rows in transformers' order of a head's dimensions, or back in the format's; others as is."""
     heads = {
         "q_proj.weight": config.trunk.num_attention_heads,
         "k_proj.weight": config.trunk.num_key_value_heads,

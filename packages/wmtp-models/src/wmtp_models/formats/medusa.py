@@ -20,14 +20,14 @@ from torch.nn.functional import linear, silu
 
 from wmtp_core import UserError
 from wmtp_models.formats.roundtrip import head_logits, probe, require_close, require_same_weights
+from wmtp_models.heads.medusa import MedusaHeads
 from wmtp_models.policy import MtpForCausalLM
-from wmtp_models.trunk.parts import trunk_parts
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
-    """The heads stand beside a model that is loaded from elsewhere."""
+    """Return what the format leaves out: the heads stand beside a model that is loaded from elsewhere."""
     trunk = "the trunk and head 0 (--format hf is for these)"
     return [trunk] if policy.value_head is None else [trunk, "the value head"]
 
@@ -38,19 +38,19 @@ def save(policy: MtpForCausalLM, folder: Path) -> None:
     Raises:
         UserError: the heads are layers, or there is none beside head 0.
     """
-    if not policy.state_heads:
+    if not isinstance(policy.heads, MedusaHeads) or not len(policy.heads):
         reason = "there is no head but head 0" if policy.config.horizon == 1 else "the heads are decoder layers"
         raise UserError(f"medusa holds heads of the kinds mlp and linear, and {reason}: export to wmtp")
     save_file(_weights(policy), folder / WEIGHTS, metadata={"format": "pt"})
     mlp = policy.config.head_kind == "mlp"
-    unembedding = trunk_parts(policy.causal_lm).unembedding
+    unembedding = policy.trunk.unembedding
     config = {
         "model_type": "medusa",
         "architectures": ["MedusaModel"],
         "hidden_size": unembedding.in_features,
         "vocab_size": unembedding.out_features,
         "truncated_vocab_size": unembedding.out_features,
-        "num_heads": len(policy.state_heads),
+        "num_heads": len(policy.heads),
         "num_hidden_layers": 1,
         "medusa_fc_bias": mlp,
         "original_lm_head": mlp,
@@ -86,9 +86,10 @@ def check(policy: MtpForCausalLM, folder: Path) -> str:
 
 @torch.no_grad()
 def _weights(policy: MtpForCausalLM) -> dict[str, Tensor]:
-    unembedding = trunk_parts(policy.causal_lm).unembedding.weight.detach()
+    assert isinstance(policy.heads, MedusaHeads)
+    unembedding = policy.trunk.weight.detach()
     weights: dict[str, Tensor] = {}
-    for i, head in enumerate(policy.state_heads):
+    for i, head in enumerate(policy.heads.blocks):
         layer: Any = head.layer
         if policy.config.head_kind == "mlp":
             weights |= {f"blocks.{i}.layers.0.{name}": p.detach() for name, p in layer.named_parameters()}

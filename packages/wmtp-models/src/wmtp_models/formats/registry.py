@@ -11,7 +11,7 @@ class Format(Protocol):
     """What a module of this folder offers."""
 
     def unsupported_parts(self, policy: MtpForCausalLM) -> list[str]:
-        """What parts of a model the format has no place for."""
+        """Return the parts of a model that the format has no place for."""
 
     def save(self, policy: MtpForCausalLM, folder: Path) -> None:
         """Write all the rest into an empty folder, or raise a `UserError`."""

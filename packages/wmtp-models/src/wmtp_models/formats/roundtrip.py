@@ -11,14 +11,14 @@ from wmtp_models.policy import MtpForCausalLM
 
 
 def probe(policy: MtpForCausalLM) -> Tensor:
-    """Tokens to compare models on, int64 `[2, 8]`: the same ones for the same vocabulary."""
+    """Return tokens to compare models on, int64 `[2, 8]`: the same ones for the same vocabulary."""
     draw = torch.Generator().manual_seed(0)
     return torch.randint(policy.config.trunk.vocab_size, (2, 8), generator=draw)
 
 
 @torch.no_grad()
 def head_logits(policy: MtpForCausalLM) -> Tensor:
-    """Of the probe, float32 `[2, 8, H, V]`."""
+    """Return the logits of the probe, float32 `[2, 8, H, V]`."""
     return policy.head_logits(probe(policy))
 
 

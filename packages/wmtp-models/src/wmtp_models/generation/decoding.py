@@ -13,7 +13,6 @@ from wmtp_models.generation.result import Generation
 from wmtp_models.generation.rows import Row, context_length, start_sequences
 from wmtp_models.generation.sampling import Sampler, Sampling
 from wmtp_models.policy import MtpForCausalLM
-from wmtp_models.trunk.parts import trunk_parts
 
 
 class Choice(Protocol):
@@ -75,7 +74,7 @@ def generate(
     later_heads = policy.config.horizon - 1
     result = Generation([row.tokens for row in live], [0] * later_heads, [0] * later_heads)
     choice: Choice = Greedy(policy.causal_lm, exact) if sampling is None else Sampler(sampling, policy.device)
-    unembedding = trunk_parts(policy.causal_lm).unembedding
+    unembedding = policy.trunk.unembedding
     cache = RaggedCache(len(live), policy.device)
     fed, lengths = _pad_left(live, policy.device)
     choice.draft(torch.empty(len(live), 0, unembedding.out_features, device=policy.device))
@@ -83,7 +82,7 @@ def generate(
         attention_mask, position_ids = cache.extend(lengths, fed.shape[1])
         # Drafts may reach beyond the context; such ones are never kept.
         position_ids = position_ids.clamp(max=context_length(policy) - 1)
-        states = policy.decoding_states(fed, position_ids, attention_mask, cache.layers, all_heads=speculate)
+        states = policy.forward_cached(fed, position_ids, attention_mask, cache.layers, all_heads=speculate)
         result.count_forward(len(live))
         drafts = choice.drafts.shape[1]
         states = states[:, -1 - drafts :]  # [B, d + 1, H, D]

@@ -3,9 +3,11 @@
 Each turns the final hidden state into the one that a later head predicts from, and is the identity at first.
 """
 
+from abc import abstractmethod
+
 from torch import Tensor, nn
 
-from wmtp_core import UserError
+from wmtp_models.heads.base import HeadInputs, Heads
 from wmtp_models.heads.sparse_grad_linear import make_row_sparse
 
 
@@ -23,7 +25,7 @@ class ResidualHead(nn.Module):
         nn.init.zeros_(self.layer.bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """`[B, S, D]` to `[B, S, D]`."""
+        """Map `[B, S, D]` to `[B, S, D]`."""
         return hidden_states + nn.functional.silu(self.layer(hidden_states))
 
 
@@ -40,28 +42,47 @@ class LinearHead(nn.Module):
         nn.init.eye_(self.layer.weight)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """`[B, S, D]` to `[B, S, D]`."""
+        """Map `[B, S, D]` to `[B, S, D]`."""
         turned: Tensor = self.layer(hidden_states)
         return turned
 
 
-LAYER = "layer"
-STATE_HEADS: dict[str, type[ResidualHead] | type[LinearHead]] = {"mlp": ResidualHead, "linear": LinearHead}
-HEAD_KINDS = (LAYER, *STATE_HEADS)
+class MedusaHeads(Heads):
+    """H−1 small blocks, each on the trunk's final hidden state.
 
-
-def require_head_kind(kind: str) -> None:
-    """Refuse what is not a kind of heads.
-
-    Raises:
-        UserError: it is none.
+    Args:
+        hidden_size: D.
+        count: H−1.
     """
-    if kind not in HEAD_KINDS:
-        raise UserError(f"head_kind is {kind!r}: choose one of {', '.join(HEAD_KINDS)}")
+
+    def __init__(self, hidden_size: int, count: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.make_block(hidden_size) for _ in range(count))
+        make_row_sparse(self)
+
+    @staticmethod
+    @abstractmethod
+    def make_block(hidden_size: int) -> nn.Module:
+        """Return one block, the identity."""
+
+    def forward(self, inputs: HeadInputs) -> list[Tensor]:
+        """Return the hidden states of heads 1 … H−1, `[B, S, D]` each."""
+        return [block(inputs.final) for block in self.blocks]
+
+    def __len__(self) -> int:
+        """Return H−1."""
+        return len(self.blocks)
 
 
-def state_heads(kind: str, hidden_size: int, count: int) -> nn.ModuleList:
-    """So many heads of a kind; of `layer` there are none, as these are layers of the trunk's kind."""
-    heads = nn.ModuleList([] if kind == LAYER else [STATE_HEADS[kind](hidden_size) for _ in range(count)])
-    make_row_sparse(heads)
-    return heads
+class ResidualHeads(MedusaHeads):
+    """Residual blocks, as Medusa has them."""
+
+    kind = "mlp"
+    make_block = ResidualHead
+
+
+class LinearHeads(MedusaHeads):
+    """Matrices."""
+
+    kind = "linear"
+    make_block = LinearHead

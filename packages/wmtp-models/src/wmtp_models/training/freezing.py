@@ -3,17 +3,11 @@
 from torch import nn
 
 from wmtp_core import UserError
-from wmtp_models.heads.medusa import LAYER
 from wmtp_models.policy import MtpForCausalLM
 
 
-def later_heads(policy: MtpForCausalLM) -> list[nn.Module]:
-    """Heads 1 … H−1, of whatever kind."""
-    return [*policy.head_layers.heads[1:], *policy.state_heads]
-
-
 def train_later_heads(policy: MtpForCausalLM) -> None:
-    """Leave nothing to learn but heads 1 … H−1 and the value head (Medusa-1, arXiv 2401.10774, section 2.2.1).
+    """Let nothing learn but heads 1 … H−1 and the value head (Medusa-1, arXiv 2401.10774, section 2.2.1).
 
     Trunk, head 0, final norm and unembedding stay as they are, to the bit. Autograd builds no graph where nothing
     learns, so the trunk keeps no activation for a backward.
@@ -21,15 +15,15 @@ def train_later_heads(policy: MtpForCausalLM) -> None:
     Raises:
         UserError: there is no head but head 0.
     """
-    if not later_heads(policy):
+    if not len(policy.heads):
         raise UserError("model.train is heads, and horizon 1 has none beside head 0: set model.horizon to 2 or more")
     policy.requires_grad_(False)
-    for module in (*later_heads(policy), policy.value_head):
+    for module in (policy.heads, policy.value_head):
         if module is not None:
             module.requires_grad_(True)
 
 
 def fully_trained_heads(policy: MtpForCausalLM) -> list[nn.Module]:
-    """All that stands above the trunk: every head, head 0 too where it is a layer like the others; the value head."""
-    first = [policy.head_layers.heads[0]] if policy.config.head_kind == LAYER else []
-    return [*first, *later_heads(policy), *([policy.value_head] if policy.value_head is not None else [])]
+    """Return all that stands above the trunk: the heads, head 0 too where others are like it, and the value head."""
+    first = [policy.trunk.last_layer] if policy.heads.like_last_layer else []
+    return [*first, policy.heads, *([policy.value_head] if policy.value_head is not None else [])]

@@ -9,7 +9,6 @@ from transformers.pytorch_utils import Conv1D
 from wmtp_core import UserError
 from wmtp_models.policy import MtpForCausalLM
 from wmtp_models.training.freezing import fully_trained_heads
-from wmtp_models.trunk.parts import trunk_parts
 
 _ADAPTER = "default"  # what peft calls the only one
 
@@ -29,7 +28,7 @@ def add_adapters(policy: MtpForCausalLM, rank: int, alpha: int) -> None:
         raise UserError("model.train is lora, which needs the package peft: pip install peft") from error
     full = fully_trained_heads(policy)
     in_full = {part for head in full for part in head.modules()}
-    linear = {part for layer in trunk_parts(policy.causal_lm).layers for part in layer.modules()} - in_full
+    linear = {part for layer in policy.trunk.layers for part in layer.modules()} - in_full
     linear = {part for part in linear if isinstance(part, nn.Linear | Conv1D)}
     names = [name for name, part in policy.named_modules() if part in linear]
     if not names:
@@ -44,7 +43,7 @@ def add_adapters(policy: MtpForCausalLM, rank: int, alpha: int) -> None:
 
 @torch.no_grad()
 def merge_adapters(policy: MtpForCausalLM, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The plain weights of a policy, adapters multiplied out in float32, under the names that they have without them.
+    """Return the plain weights of a policy, adapters merged in float32, under the names that they have without them.
 
     Args:
         policy: with adapters or without; only its shape is looked at, as ZeRO-3 may hold its parameters elsewhere.

@@ -1,0 +1,44 @@
+"""Whether a causal LM can have heads: a look at the losses of a few tokens."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wmtp_models.trunk.capture import layer_output
+from wmtp_models.trunk.parts import TrunkParts, cannot_wrap, trunk_parts
+from wmtp_models.trunk.router_loss import find_router_loss
+
+
+@torch.no_grad()
+def require_wrappable(causal_lm: PreTrainedModel) -> TrunkParts:
+    """Find a model's parts, and refuse a model whose losses would be wrong without a sign.
+
+    Its logits must be unembedding(norm(last layer)), neither scaled nor soft-capped (Cohere, Granite, Gemma 2) nor
+    projected after the norm. Documents must not see each other where position ids restart (see `packing_layout`):
+    Falcon, BLOOM and recurrent layers do not look at these. And the auxiliary loss of routers must be known.
+
+    Raises:
+        UserError: one of these is not so.
+    """
+    parts = trunk_parts(causal_lm)
+    find_router_loss(causal_lm)
+    seen: list[Tensor] = []
+    hook = parts.last_layer.register_forward_hook(lambda _module, _args, output: seen.append(layer_output(output)))
+    was_training = causal_lm.training
+    causal_lm.eval()
+    device = parts.weight.device
+    same_end = torch.tensor([[0, 1, 0, 1], [1, 0, 0, 1]], device=device)  # [2, 4], two documents a row
+    positions = torch.tensor([[0, 1, 0, 1]], device=device).expand(2, 4)
+    try:
+        logits = causal_lm(input_ids=same_end[:1, :2], use_cache=False).logits
+        packed = causal_lm(input_ids=same_end, position_ids=positions, use_cache=False).logits
+    finally:
+        hook.remove()
+        causal_lm.train(was_training)
+    hidden = parts.norm(seen[0])
+    fits = hidden.shape[-1] == parts.unembedding.in_features
+    if not fits or not torch.equal(logits.float(), parts.unembedding(hidden).float()):
+        raise cannot_wrap(causal_lm, "its logits are not the plain product of final norm and output embedding")
+    if not torch.equal(packed[0, 2:], packed[1, 2:]):
+        raise cannot_wrap(causal_lm, "documents packed into a row see each other in it")
+    return parts
