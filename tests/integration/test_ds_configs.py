@@ -88,7 +88,7 @@ def test_bf16_keeps_losses_sums_of_gradients_and_master_weights_in_float32(
     optimizer = OptimizerSettings(learning_rate=1e-6, schedule="constant", weight_decay=0)
     engine = build_engine(policy, read_deepspeed_config(tmp_path / "deepspeed.json", 1), optimizer, 1)
     assert engine.communication_data_type == torch.float32
-    weight = policy.head_layers.heads[0].mlp.down_proj.weight
+    weight = policy.trunk.last_layer.mlp.down_proj.weight
     before = safe_get_full_fp32_param(weight).clone()
     draw = torch.Generator().manual_seed(0)
     for _ in range(2):

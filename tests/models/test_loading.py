@@ -189,8 +189,8 @@ def test_the_published_format_is_a_source_like_a_wmtp_folder(saved: Path, input_
         ),
         ("plain", {"num_hidden_layers": 3}, 4, r"lacks weights.*layers\.2\."),
         ("plain", {"num_hidden_layers": 1}, 4, r"knows no place for.*layers\.1\."),
-        ("wmtp", {"horizon": 6}, 6, r"lacks weights.*heads\.4\."),
-        ("wmtp", {"horizon": 2}, 2, r"knows no place for.*heads\.2\."),
+        ("wmtp", {"horizon": 6}, 6, r"lacks weights.*heads\.layers\.3\."),
+        ("wmtp", {"horizon": 2}, 2, r"knows no place for.*heads\.layers\.1\."),
     ],
 )
 def test_weights_must_be_the_ones_that_the_config_describes(

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, load_tokenizer
 from wmtp_train.build_models import build_policy_from_settings, load_reference
+from wmtp_train.engines.deepspeed.engine import shard_reference
 
 
 @pytest.fixture
@@ -105,6 +106,8 @@ def test_the_reference_is_frozen_and_of_its_own_dtype(make_settings, tokenizer):
 def test_a_sharded_reference_is_the_whole_one(processes, make_settings, tokenizer, dtype):
     def losses(sharded):
         reference = load_reference(make_settings(reference={"dtype": dtype, "sharded": sharded}), tokenizer)
+        if sharded:
+            shard_reference(reference)
         assert {(p.dtype, p.requires_grad) for p in reference.parameters()} == {(getattr(torch, dtype), False)}
         assert all(hasattr(p, "ds_tensor") == sharded for p in reference.parameters())
         assert not any(module.training for module in reference.train().modules())

@@ -84,7 +84,8 @@ def test_a_step_never_waits_for_the_device(make_trainer, monkeypatch, algo, norm
     )
     waits = Waits(monkeypatch)
     trainer.loop.train_step = waits.watch(trainer.loop.train_step)
-    monkeypatch.setattr(wmtp_core.losses.fused, "_on_accelerator", lambda tensor: True)
+    for module in (wmtp_core.losses.fused, wmtp_core.losses.logits_chunk):
+        monkeypatch.setattr(module, "on_accelerator", lambda tensor: True)
     with torch.compiler.set_stance("force_eager"):
         trainer.train()
     assert len(trainer.loop.run.step.weighting.seen) == 3

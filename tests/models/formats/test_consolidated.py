@@ -141,14 +141,14 @@ def test_a_change_of_one_bit_is_seen(make_causal_lm: Make, tmp_path: Path) -> No
     weights = torch.load(tmp_path / "consolidated.pth", weights_only=True)
     weights["extra_heads.0.ffn_norm.weight"][3] = 1.0000001
     torch.save(weights, tmp_path / "consolidated.pth")
-    with pytest.raises(UserError, match=r"heads\.1\.post_attention_layernorm\.weight in .* differ"):
+    with pytest.raises(UserError, match=r"heads\.layers\.0\.post_attention_layernorm\.weight in .* differ"):
         consolidated.check(policy, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "params", "message"),
     [
-        ({}, {"n_layers": 6}, r"lacks weights that its params.json asks for: .*layers\.3\.heads\.0\."),
+        ({}, {"n_layers": 6}, r"lacks weights that its params.json asks for: .*layers\.3\."),
         ({}, {"n_future_tokens": 2}, r"(lacks|knows no place for)"),
         ({}, {"dim": 64}, r"other shapes than its params.json says"),
         ({"layers.9.odd": torch.ones(2)}, {}, r"knows no place for: layers\.9\.odd"),

@@ -84,8 +84,8 @@ def test_layers_are_numbered_through_to_head_0_and_later_heads_apart() -> None:
     names = hf_key_map(config(horizon=3))
     inner = "attention.wq.weight"
     assert names[f"layers.1.{inner}"] == "causal_lm.model.layers.1.self_attn.q_proj.weight"
-    assert names[f"layers.2.{inner}"] == "causal_lm.model.layers.2.heads.0.self_attn.q_proj.weight"
-    assert names[f"extra_heads.1.{inner}"] == "causal_lm.model.layers.2.heads.2.self_attn.q_proj.weight"
+    assert names[f"layers.2.{inner}"] == "causal_lm.model.layers.2.self_attn.q_proj.weight"
+    assert names[f"extra_heads.1.{inner}"] == "heads.layers.1.self_attn.q_proj.weight"
     assert f"layers.3.{inner}" not in names
     assert f"extra_heads.2.{inner}" not in names
     assert len(set(names.values())) == len(names) == 3 + 5 * 9

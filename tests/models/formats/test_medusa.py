@@ -73,7 +73,7 @@ class Reader(nn.Module):
 def trained(causal_lm: PreTrainedModel, kind: str, horizon: int = 4, value_head: bool = False) -> MtpForCausalLM:
     policy = MtpForCausalLM.wrap(causal_lm, horizon, value_head=value_head, head_kind=kind)
     torch.manual_seed(4)
-    for parameter in policy.state_heads.parameters():
+    for parameter in policy.heads.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return policy
 

@@ -19,7 +19,7 @@ def make_policy(make_causal_lm: Callable[..., Any]) -> Callable[..., MtpForCausa
         policy = MtpForCausalLM.wrap(make_causal_lm(family, **overrides), horizon, head_kind=head_kind)
         torch.manual_seed(1)
         with torch.no_grad():
-            for head in [*policy.head_layers.heads[1:], *policy.state_heads]:
+            for head in policy.heads.children():
                 for weight in head.parameters():
                     weight += 0.01 * torch.randn_like(weight)
         return policy.eval()

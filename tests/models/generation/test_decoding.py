@@ -120,11 +120,11 @@ def test_rounding_turns_no_near_tie(
         unembedding[32:] = unembedding[:32] * (1 + 1e-7)
     generator = torch.Generator().manual_seed(0)
 
-    def states(*args: object, _real: Callable[..., Tensor] = policy.decoding_states, **kwargs: object) -> Tensor:
+    def states(*args: object, _real: Callable[..., Tensor] = policy.forward_cached, **kwargs: object) -> Tensor:
         exactly = _real(*args, **kwargs)
         return exactly * (1 + 10 * torch.finfo(torch.float32).eps * torch.randn(exactly.shape, generator=generator))
 
-    monkeypatch.setattr(policy, "decoding_states", states)
+    monkeypatch.setattr(policy, "forward_cached", states)
     result = generate(policy, prompts, 20, exact=exact)
     assert (result.sequences == plain_decoding(policy, prompts, 20)) == exact
 
@@ -223,7 +223,7 @@ def test_a_trained_model_needs_fewer_forwards(plain_decoding: Decode) -> None:
 def test_without_speculation_it_is_plain_decoding(make_policy: Make, prompts: Sequences) -> None:
     policy = make_policy()
     ran: list[int] = []
-    policy.head_layers.heads[1].register_forward_hook(lambda *_: ran.append(1))
+    policy.heads.layers[0].register_forward_hook(lambda *_: ran.append(1))
     result = generate(policy, prompts, 20, speculate=False)
     assert not ran
     assert (result.forwards, result.row_forwards, result.tokens_per_forward) == (20, 80, 1.0)
@@ -235,11 +235,11 @@ def test_one_forward_a_round_and_no_grown_cache(make_policy: Make, monkeypatch: 
     policy = make_policy()
     widths: list[int] = []
 
-    def states(*args: Tensor, _real: Callable[..., Tensor] = policy.decoding_states, **kwargs: bool) -> Tensor:
+    def states(*args: Tensor, _real: Callable[..., Tensor] = policy.forward_cached, **kwargs: bool) -> Tensor:
         widths.append(args[2].shape[1])
         return _real(*args, **kwargs)
 
-    monkeypatch.setattr(policy, "decoding_states", states)
+    monkeypatch.setattr(policy, "forward_cached", states)
     calls: list[int] = []
     policy.causal_lm.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
     result = generate(policy, [[1, 2, 3], [4]], 30)

@@ -153,7 +153,7 @@ def four_tokens() -> MtpForCausalLM:
     policy = build_policy(config, vocab_size=4, horizon=3)
     torch.manual_seed(0)
     with torch.no_grad():
-        for head in policy.head_layers.heads[1:]:
+        for head in policy.heads.layers:
             for weight in head.parameters():
                 weight += 0.2 * torch.randn_like(weight)
     return policy.eval()

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from wmtp_core import UserError
 from wmtp_models import MtpConfig, MtpForCausalLM, build_policy, load_policy
-from wmtp_models.heads.medusa import state_heads
+from wmtp_models.heads.medusa import LinearHeads, ResidualHeads
 from wmtp_models.heads.sparse_grad_linear import RowSparseLinear
 
 Make = Callable[..., PreTrainedModel]
@@ -17,7 +17,7 @@ KINDS = ("mlp", "linear")
 
 def diverge(policy: MtpForCausalLM) -> MtpForCausalLM:
     torch.manual_seed(1)
-    for parameter in policy.state_heads.parameters():
+    for parameter in policy.heads.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return policy
 
@@ -41,7 +41,7 @@ def test_each_head_predicts_from_the_final_hidden_state(
     for h in range(3):
         state = final
         if h:
-            layer = policy.state_heads[h - 1].layer
+            layer = policy.heads.blocks[h - 1].layer
             product = final @ layer.weight.double().T
             if kind == "mlp":
                 product = product + layer.bias.double()
@@ -66,8 +66,8 @@ def test_head_0_and_what_unwrap_gives_are_the_plain_model(kind: str, make_causal
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_without_a_gradient_are_skipped(kind: str) -> None:
-    heads = state_heads(kind, 8, 2)
-    assert [type(head.layer) for head in heads] == [RowSparseLinear] * 2
+    heads = {"mlp": ResidualHeads, "linear": LinearHeads}[kind](8, 2)
+    assert [type(block.layer) for block in heads.blocks] == [RowSparseLinear] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +92,8 @@ def test_heads_of_a_low_precision_model_are_of_its_dtype(kind: str, make_causal_
 def test_from_scratch_too() -> None:
     trunk = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     policy = build_policy(trunk, 32, horizon=4, head_kind="mlp")
-    assert (len(policy.head_layers.heads), len(policy.state_heads)) == (1, 3)
+    assert len(policy.heads) == 3
+    assert [kind.__name__ for kind in {type(block) for block in policy.heads.blocks}] == ["ResidualHead"]
 
 
 def test_a_folder_of_before_there_were_kinds_has_layers() -> None:

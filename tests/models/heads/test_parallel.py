@@ -1,8 +1,17 @@
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from wmtp_models.heads.parallel import HeadLayers
+from wmtp_models import MtpForCausalLM
+from wmtp_models.heads.base import HeadInputs
+from wmtp_models.heads.parallel import ParallelHeads
+from wmtp_models.trunk.capture import LayerCall, capture_call, layer_output
+
+Make = Callable[..., PreTrainedModel]
 
 
 class Layer(nn.Module):
@@ -14,60 +23,64 @@ class Layer(nn.Module):
         self.attention = nn.Module()
         self.attention.layer_idx = layer_idx
         self.weight = nn.Parameter(torch.tensor(1.0))
-        self.calls = 0
 
     def forward(self, hidden_states: Tensor, scale: float = 1.0) -> tuple[Tensor]:
-        self.calls += 1
         return (hidden_states + scale * self.weight,)
 
 
-def make(horizon: int) -> HeadLayers:
-    heads = HeadLayers(Layer(layer_idx=5), horizon)
-    for h, head in enumerate(heads.heads):
-        head.weight.data.fill_(h + 1.0)
-    return heads
-
-
-def test_head_0_is_the_layer_that_stood_there() -> None:
+def test_heads_are_copies_of_the_last_layer_each_with_its_own_slot_of_a_cache() -> None:
     last = Layer(5)
-    heads = HeadLayers(last, 3)
-    assert heads.heads[0] is last
-    assert len({id(head.weight) for head in heads.heads}) == 3
+    heads = ParallelHeads(last, 2)
+    assert len(heads) == 2
+    assert len({id(layer.weight) for layer in (last, *heads.layers)}) == 3
+    assert [layer.layer_idx for layer in (last, *heads.layers)] == [5, 6, 7]
+    assert [layer.attention.layer_idx for layer in (last, *heads.layers)] == [5, 6, 7]
 
 
-def test_every_head_has_its_own_layer_idx() -> None:
-    heads = make(3)
-    assert [head.layer_idx for head in heads.heads] == [5, 6, 7]
-    assert [head.attention.layer_idx for head in heads.heads] == [5, 6, 7]
+def test_heads_are_called_as_the_last_layer_was_and_then_normed() -> None:
+    heads = ParallelHeads(Layer(5), 2)
+    for h, layer in enumerate(heads.layers):
+        layer.weight.data.fill_(h + 2.0)
+    call = LayerCall((torch.zeros(1, 2, 4),), {"scale": 10.0})
+    states = heads(HeadInputs(call, torch.empty(0), torch.empty(0), nn.Identity(), norm=lambda x: -x))
+    assert [state.unique().item() for state in states] == [-20, -30]
 
 
-def test_collecting_runs_every_head_on_the_same_input() -> None:
-    heads = make(3)
-    with heads.collecting() as later:
-        output = heads(torch.zeros(1, 2, 4), scale=10.0)
-    assert isinstance(output, tuple)  # exactly what the plain layer returns
-    assert [states.unique().item() for states in (output[0], *later)] == [10, 20, 30]
+def test_a_captured_call_is_the_callers_alone_even_after_an_error() -> None:
+    layer = Layer(0)
+    with capture_call(layer) as calls:
+        layer(torch.ones(1), scale=3.0)
+    assert calls[0].args[0].item() == 1
+    assert calls[0].kwargs == {"scale": 3.0}
+    assert calls[0].repeat(layer).item() == 4
+    with pytest.raises(TypeError), capture_call(layer):
+        layer("not a tensor")
+    layer(torch.ones(1))
+    assert len(calls) == 1
+    assert not layer._forward_pre_hooks
 
 
-def test_outside_collecting_only_head_0_runs() -> None:
-    heads = make(3)
-    heads(torch.zeros(1, 2, 4))
-    assert [head.calls for head in heads.heads] == [1, 0, 0]
-
-
-def test_nothing_is_kept_even_after_an_error() -> None:
-    heads = make(2)
-    with heads.collecting() as later:
-        heads(torch.zeros(1, 2, 4))
-    assert len(later) == 1
-    with pytest.raises(TypeError), heads.collecting():
-        heads("not a tensor")
-    assert not [name for name, value in vars(heads).items() if isinstance(value, list) and value]
-    heads(torch.zeros(1, 2, 4))
-    assert len(later) == 1
-
-
-def test_mask_kind_is_passed_on_where_the_trunk_reads_it_from_its_layers() -> None:
-    last = Layer(0)
-    last.attention_type = "sliding_attention"
-    assert HeadLayers(last, 2).attention_type == "sliding_attention"
+@pytest.mark.parametrize("packed", [False, True])
+def test_losses_are_those_of_a_copy_of_the_last_layer_run_by_hand(
+    family: str, packed: bool, make_causal_lm: Make, input_ids: Tensor
+) -> None:
+    """The trunk is run as plain transformers runs it; its last layer's input, caught there, goes through a copy."""
+    causal_lm = make_causal_lm(family)
+    policy = MtpForCausalLM.wrap(causal_lm, horizon=2)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.heads.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).expand(2, 12) if packed else None
+    by_hand = copy.deepcopy(policy.trunk.last_layer)
+    by_hand.load_state_dict(policy.heads.layers[0].state_dict())
+    seen = []
+    hook = policy.trunk.last_layer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
+    causal_lm(input_ids, position_ids=positions, use_cache=False)
+    hook.remove()
+    (args, kwargs) = seen[0]
+    state = policy.trunk.norm(layer_output(by_hand(*args, **kwargs)))
+    expected = causal_lm.get_output_embeddings()(state)
+    assert torch.equal(policy.head_logits(input_ids, positions)[:, :, 1], expected)

@@ -77,8 +77,8 @@ def test_a_gradient_that_is_not_finite_is_not_skipped():
 def test_later_heads_skip_what_they_were_not_selected_to_learn(family, make_causal_lm, input_ids):
     """The whole model's gradients are those of dense heads, and head 0 stays a plain layer."""
     policy = MtpForCausalLM.wrap(make_causal_lm(family), horizon=3)
-    assert not any(isinstance(m, RowSparseLinear | RowSparseConv1D) for m in policy.head_layers.heads[0].modules())
-    assert any(isinstance(m, RowSparseLinear | RowSparseConv1D) for m in policy.head_layers.heads[1].modules())
+    assert not any(isinstance(m, RowSparseLinear | RowSparseConv1D) for m in policy.causal_lm.modules())
+    assert any(isinstance(m, RowSparseLinear | RowSparseConv1D) for m in policy.heads.modules())
     dense = copy.deepcopy(policy)
     for module in dense.modules():
         if isinstance(module, RowSparseLinear):

@@ -6,7 +6,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from wmtp_core import UserError
-from wmtp_models.trunk.parts import layer_output, require_wrappable, trunk_parts
+from wmtp_models.trunk.capture import layer_output
+from wmtp_models.trunk.parts import trunk_parts
+from wmtp_models.trunk.probe import require_wrappable
 
 Make = Callable[..., PreTrainedModel]
 

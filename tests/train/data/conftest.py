@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from wmtp_train.data.packed.prepared import PreparedData, prepare
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `separate_ranks`
 datasets.disable_progress_bars()
 
 WORDS = "def one(two): return three\nalpha beta gamma delta — ünïcödé 数\n"

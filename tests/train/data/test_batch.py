@@ -29,7 +29,7 @@ EXPECTED = {
     "document_ids": [[0, 0, 1, 1, 1], [0, 1, 1, 2, 2]],
     "row_ids": [12, 3],
     "reference_ce": [[0, 1.5, 0, 2, 3], [0, 0, 4, 0, 0]],
-    "noise": [[0, 0, 1, 2, 0], [0, 1, 1, 0, 0]],
+    "token_labels": [[0, 0, 1, 2, 0], [0, 1, 1, 0, 0]],
     "rewards": [[1, 1, -1, -1, -1], [-1, 0.5, 0.5, -1, -1]],  # -1 for NaN, which equals nothing
     "pairs": [[0, 0, 4, 4, 4], [4, -4, -4, 0, 0]],
 }
@@ -47,7 +47,7 @@ def test_what_the_data_lacks_is_none() -> None:
     batch = collate(ROWS.drop_columns(["noise", "rewards", "pairs"]), np.array([0, 1]))
     assert [field.name for field in fields(Batch) if getattr(batch, field.name) is None] == [
         "reference_ce",
-        "noise",
+        "token_labels",
         "rewards",
         "pairs",
     ]

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from separate_ranks import score
 
 from wmtp_core.errors import UserError
 from wmtp_train.data.packed.prepared import PreparedData
 from wmtp_train.data.scores import COLUMN_FILE, FINGERPRINT_FILE, load_scores, partial_folder
-from wmtp_train.data.scoring import score
 
 Prepare = Callable[..., PreparedData]
 

@@ -1,10 +1,10 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from separate_ranks import score
 from torch import Tensor
 
 from wmtp_core.errors import UserError
@@ -12,34 +12,11 @@ from wmtp_train.data import scoring
 from wmtp_train.data.batch import Batch
 from wmtp_train.data.packed.prepared import PreparedData
 from wmtp_train.data.scores import load_scores
-from wmtp_train.data.scoring import ScoringJob
-from wmtp_train.ranks.mesh import Mesh
 
 
 def losses(batch: Batch) -> Tensor:
     """Not 0 anywhere, and another number for every token of the data."""
     return 1 + batch.row_ids[:, None] + torch.arange(batch.input_ids.shape[1]) / 16
-
-
-class Separate(Mesh):
-    """A rank for which no other waits."""
-
-    def barrier(self) -> None:
-        pass
-
-
-def score(
-    prepared: PreparedData,
-    token_losses: Callable[[Batch], Tensor],
-    output: Path,
-    reference: str,
-    rank: int,
-    world: int,
-    micro_batch: int,
-    **options: Any,
-) -> None:
-    mesh = Separate(rank, world, torch.device("cpu"), None, None)  # type: ignore[arg-type]
-    ScoringJob(prepared, token_losses, output, reference, mesh, micro_batch, **options).run()
 
 
 class Killed(Exception):

@@ -46,13 +46,13 @@ def test_a_loader_goes_on_where_another_one_stopped(prepared: PreparedData, work
     scores = datasets.Dataset.from_dict({"reference_ce": [[float(n)] * 8 for n in range(len(prepared.rows))]})
     whole = TrainLoader(prepared, scores, 2, 1, 2, seed=0, consumed_rows=0)
     batches = list(itertools.islice(whole, 3 * len(prepared.rows)))
-    assert whole.consumed_rows == 4 * len(batches)
+    assert whole.state_dict()["consumed_rows"] == 4 * len(batches)
     assert {tuple(batch.input_ids.shape) for batch in batches} == {(2, 8)}
     begun = TrainLoader(prepared, scores, 2, 1, 2, seed=0, consumed_rows=0, workers=workers)
     for _ in range(5):
         next(begun)
-    assert begun.consumed_rows == 20, "prefetched batches do not count"
-    resumed = TrainLoader(prepared, scores, 2, 1, 2, 0, begun.consumed_rows, workers=workers)
+    assert begun.state_dict()["consumed_rows"] == 20, "prefetched batches do not count"
+    resumed = TrainLoader(prepared, scores, 2, 1, 2, 0, begun.state_dict()["consumed_rows"], workers=workers)
     assert all(same(batch, again) for batch, again in zip(batches[5:], resumed, strict=False))
     assert all(
         batch.reference_ce is not None and (batch.reference_ce[:, 0] == batch.row_ids).all() for batch in batches

@@ -33,7 +33,7 @@ def test_what_is_known_of_the_data(make_prepared: Prepare, tokenizer: PreTrained
     assert prepared.documents == 4
     assert prepared.tokens == sum(map(len, documents))
     assert prepared.max_token_id == max(max(ids) for ids in documents)
-    assert prepared.kinds == ["hex"]
+    assert prepared.label_names == ["hex"]
     assert prepared.has_rewards
     assert prepared.has_pairs
     assert prepared.sequence_length == 8 == len(prepared.rows[0]["input_ids"])
@@ -45,7 +45,7 @@ def test_what_is_known_of_the_data(make_prepared: Prepare, tokenizer: PreTrained
 
 def test_plain_text_has_neither_rewards_nor_pairs(make_prepared: Prepare) -> None:
     prepared = make_prepared({"text": "alpha"})
-    assert (prepared.has_rewards, prepared.has_pairs, prepared.kinds) == (False, False, [])
+    assert (prepared.has_rewards, prepared.has_pairs, prepared.label_names) == (False, False, [])
 
 
 def test_the_second_call_opens_what_the_first_one_left(make_prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:

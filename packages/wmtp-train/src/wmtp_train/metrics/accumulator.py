@@ -151,15 +151,14 @@ class MetricAccumulator:
         """
         first = self.mesh.all_gather(self.first_bad_step)  # [R, H+1]
         step, bad_gradient = int(first.min()), int(self.first_bad_gradient)
-        fix = f"{last_good()}; lower optimizer.learning_rate or look at the data of that step, then --resume"
         if bad_gradient < step:
-            fail_on_all_ranks(
-                self.mesh,
-                f"step {bad_gradient}: the gradient is not finite, though every rank's loss is; {fix}",
-            )
-        if step == _NEVER:
+            what = f"step {bad_gradient}: the gradient is not finite, though every rank's loss is"
+        elif step < _NEVER:
+            ranks, heads = zip(*(first == step).nonzero().tolist(), strict=True)
+            name = f"head {heads[0]}" if heads[0] < self.horizon else "the value head"
+            where = ", ".join(str(rank) for rank in sorted(set(ranks)))
+            what = f"step {step}: the loss of {name} on rank {where} is not finite"
+        else:
             return
-        ranks, heads = zip(*(first == step).nonzero().tolist(), strict=True)
-        name = f"head {heads[0]}" if heads[0] < self.horizon else "the value head"
-        where = ", ".join(str(rank) for rank in sorted(set(ranks)))
-        fail_on_all_ranks(self.mesh, f"step {step}: the loss of {name} on rank {where} is not finite; {fix}")
+        fix = "lower optimizer.learning_rate or look at the data of that step, then --resume"
+        fail_on_all_ranks(self.mesh, f"{what}; {last_good()}; {fix}")

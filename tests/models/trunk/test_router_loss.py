@@ -1,0 +1,83 @@
+"""Routers of mixtures of experts are trained as their own family trains them."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from wmtp_core import UserError
+from wmtp_models import MtpForCausalLM, build_policy
+from wmtp_models.trunk.probe import require_wrappable
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+FAMILIES = {
+    "qwen3_moe": {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+def make(family: str, **changes: object):
+    torch.manual_seed(0)
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    config = AutoConfig.for_model(family, **{**SMALL, **special, **FAMILIES[family], **changes})
+    return AutoModelForCausalLM.from_config(config).train()
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_one_head_has_the_plain_models_loss_and_gradients(family: str, checkpointing: bool, input_ids: torch.Tensor):
+    plain = make(family, router_aux_loss_coef=0.5)
+    expected = plain(input_ids, labels=input_ids, output_router_logits=True, use_cache=False)
+    expected.loss.backward()
+    policy = MtpForCausalLM.wrap(make(family, router_aux_loss_coef=0.5), horizon=1)
+    if checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    output = policy(input_ids)
+    torch.testing.assert_close(output.auxiliary_loss, 0.5 * expected.aux_loss, rtol=1e-6, atol=1e-6)
+    loss = output.ce.sum() / output.valid.sum() + output.auxiliary_loss
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-5)
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in policy.causal_lm.named_parameters()}
+    routers = [name for name, parameter in plain.named_parameters() if "gate.weight" in name]
+    assert len(routers) == 2
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_routers_of_later_heads_count_too(family: str, input_ids: torch.Tensor):
+    policy = MtpForCausalLM.wrap(make(family), horizon=3)
+    policy(input_ids).auxiliary_loss.backward()
+    reached = [n for n, p in policy.named_parameters() if "gate.weight" in n and p.grad is not None and p.grad.any()]
+    assert sum(name.startswith("heads.") for name in reached) == 2
+    assert sum(name.startswith("causal_lm.") for name in reached) == 2
+
+
+def test_a_coefficient_of_0_and_a_dense_trunk_have_none(family: str, input_ids: torch.Tensor):
+    assert MtpForCausalLM.wrap(make(family, router_aux_loss_coef=0.0))(input_ids).auxiliary_loss is None
+    dense = build_policy({"model_type": "llama", **SMALL}, 64)
+    assert dense(input_ids).auxiliary_loss is None
+
+
+def test_no_hook_is_left(family: str, input_ids: torch.Tensor):
+    policy = MtpForCausalLM.wrap(make(family), horizon=2)
+    policy(input_ids)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
+
+
+def test_a_loss_in_a_form_that_is_not_known_is_refused():
+    causal_lm = make("mixtral")
+    del causal_lm.num_experts
+    with pytest.raises(UserError, match="MixtralForCausalLM cannot be wrapped: it has an auxiliary loss of routers"):
+        require_wrappable(causal_lm)
