@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 DEMO := runs/demo
 CONFIG := --config launch/configs/demo.yaml
-PACKAGES := packages/wmtp-core packages/wmtp-models packages/wmtp-train packages/wmtp-eval
+PACKAGES := packages/wmtp-core packages/wmtp-models packages/wmtp-train packages/wmtp-eval packages/wmtp-lab
 
 .PHONY: help setup demo test test-slurm bench experiment lint types format tensorboard clean-demo
 help:
@@ -28,7 +28,7 @@ demo: setup
 	  --model.horizon 1 --data.train '["$(DEMO)/corpus/reference.jsonl"]' --output_dir $(DEMO)/reference
 	@$(RUN) launch/score.py $(CONFIG)
 	@test -d $(DEMO)/rho1-wmtp/model || $(RUN) launch/train.py --algo rho1-wmtp $(CONFIG) --resume
-	@$(RUN) tools/report.py $(DEMO)/rho1-wmtp --output $(DEMO)/report.html --picture $(DEMO)/overview.png
+	@$(RUN) -m wmtp_lab.report $(DEMO)/rho1-wmtp --output $(DEMO)/report.html --picture $(DEMO)/overview.png
 	@echo "TensorBoard: $(DEMO)/rho1-wmtp/tensorboard (make tensorboard)"
 	@echo "report:      $(DEMO)/report.html"
 
@@ -50,7 +50,7 @@ bench: setup
 
 # Nine algorithms and controls, four seeds each: over half an hour on two cores. Stopped, it goes on where it was.
 experiment: setup
-	$(RUN) tools/experiment.py tools/experimenting/cpu.yaml --output runs/experiment_cpu
+	$(RUN) -m wmtp_lab.experiment packages/wmtp-lab/src/wmtp_lab/plans/cpu.yaml --output runs/experiment_cpu
 
 lint: setup
 	$(BIN)/ruff check .

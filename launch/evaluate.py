@@ -28,7 +28,7 @@ from wmtp_train.settings.schema import Settings
 def main() -> None:
     """Open the run with its final model and evaluate it."""
     mesh = start_processes()  # first, so that what is wrong with the settings is said once
-    settings, algorithm = run_on_all_ranks(mesh, read_settings, "config", START_AGAIN)
+    settings, algorithm = run_on_all_ranks(mesh, lambda: read_settings(mesh.world), "config", START_AGAIN)
     wanted, folder = settings.evaluation, settings.output_dir
     opened = Run.open(with_final_model(settings), algorithm, mesh)
     opened.policy.to(mesh.device)
@@ -37,7 +37,7 @@ def main() -> None:
     if wanted.humaneval or wanted.tasks:
         from wmtp_eval import run_benchmarks
 
-        metrics |= run_benchmarks(opened.policy, opened.tokenizer, wanted, settings.seed, folder, mesh)
+        metrics |= run_benchmarks(opened.policy, opened.tokenizer, wanted, settings.seed, folder)
     if mesh.is_first:
         print(metrics_table(metrics))
     what = f"metrics in {folder} cannot be saved"
@@ -45,8 +45,11 @@ def main() -> None:
     run_on_rank0(mesh, lambda: write_hparams(folder / "tensorboard", settings, metrics), what)
 
 
-def read_settings() -> tuple[Settings, Algorithm]:
+def read_settings(world: int) -> tuple[Settings, Algorithm]:
     """Read the settings, and refuse those that leave nothing to evaluate.
+
+    Args:
+        world: number of processes.
 
     Raises:
         UserError: there is nothing, or what is wanted cannot be done here.
@@ -64,9 +67,9 @@ def read_settings() -> tuple[Settings, Algorithm]:
             from wmtp_eval import require_benchmarks
         except ImportError as error:
             raise UserError(
-                "evaluation.humaneval and evaluation.tasks need the package wmtp-eval: pip install wmtp-eval"
+                "evaluation.humaneval and evaluation.tasks need the package wmtp-eval: pip install -e packages/wmtp-eval"
             ) from error
-        require_benchmarks(wanted)
+        require_benchmarks(wanted, world)
     return settings, algorithm
 
 

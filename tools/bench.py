@@ -17,12 +17,12 @@ from dataclasses import asdict
 from benchmarks.comparison import Comparison
 from benchmarks.figure import draw_comparisons
 from benchmarks.loss_benchmark import loss_comparisons
-from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.markdown import LEGEND, to_markdown
-from benchmarks.memory import why_not_measured
 from benchmarks.options import Options, add_options, check_options
 from benchmarks.step_benchmark import step_comparisons
 from wmtp_core import UserError
+from wmtp_lab.measure.machine import describe_machine, describe_versions
+from wmtp_lab.measure.memory import why_not_measured
 
 _ROUNDS, _QUICK_ROUNDS = 5, 2
 

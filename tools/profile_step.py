@@ -2,8 +2,8 @@
 
     python tools/profile_step.py --output runs/profile [--quick] [--device cuda] [--dtype bfloat16]
 
-Prints a Markdown table of mean seconds; writes profile.json and profile.png. One process, without DeepSpeed. To see
-every kernel instead, run a step of `benchmarks.training` under torch.profiler.
+Prints a Markdown table of mean seconds; writes profile.json and profile.png. One process, without DeepSpeed: what is
+timed is the step that trains. To see every kernel instead, run it under torch.profiler.
 """
 
 import argparse
@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.figure import draw_parts
-from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.options import Options, add_options, check_options
 from benchmarks.parts import PARTS, measure_parts
 from benchmarks.step_shape import StepShape
 from benchmarks.training import STEP_VARIANTS
 from wmtp_core import UserError
+from wmtp_lab.measure.machine import describe_machine, describe_versions
 
 _ON_CPU = StepShape(8192, batch=4, length=256, hidden_size=256, layers=8)
 _ON_CUDA = StepShape(32768, batch=4, length=1024, hidden_size=1024, layers=12)

@@ -11,12 +11,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from transformers import CONFIG_MAPPING
-
 from scaling.engines import read_engines
 from scaling.model_size import FAMILIES, ModelSize, measure_model
 from scaling.page import render
 from scaling.plan import Plan
+from transformers import CONFIG_MAPPING
+
 from wmtp_core import UserError
 from wmtp_train.engines.deepspeed.engine import read_deepspeed_config
 from wmtp_train.settings.command_line import load_settings

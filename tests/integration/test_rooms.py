@@ -1,6 +1,7 @@
 """Imports go one way: core ← models ← train ← launch; and core knows torch and nothing else."""
 
 import ast
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -14,15 +15,17 @@ ROOMS = {
     "wmtp_models": ROOT / "packages/wmtp-models/src/wmtp_models",
     "wmtp_train": ROOT / "packages/wmtp-train/src/wmtp_train",
     "wmtp_eval": ROOT / "packages/wmtp-eval/src/wmtp_eval",
+    "wmtp_lab": ROOT / "packages/wmtp-lab/src/wmtp_lab",
     "launch": ROOT / "launch",
     "tools": ROOT / "tools",
 }
 LAUNCH = {path.stem for path in ROOMS["launch"].glob("*.py")}
 FORBIDDEN = {
-    "wmtp_core": {"wmtp_models", "wmtp_train", "wmtp_eval", *LAUNCH},
-    "wmtp_models": {"wmtp_train", "wmtp_eval", "deepspeed", "datasets", "tensorboard", *LAUNCH},
-    "wmtp_train": {"wmtp_eval", *LAUNCH},
-    "wmtp_eval": LAUNCH,
+    "wmtp_core": {"wmtp_models", "wmtp_train", "wmtp_eval", "wmtp_lab", *LAUNCH},
+    "wmtp_models": {"wmtp_train", "wmtp_eval", "wmtp_lab", "deepspeed", "datasets", "tensorboard", *LAUNCH},
+    "wmtp_train": {"wmtp_eval", "wmtp_lab", *LAUNCH},
+    "wmtp_eval": {"wmtp_lab", *LAUNCH},
+    "wmtp_lab": LAUNCH,
     "launch": set(),
     "tools": LAUNCH | {"launch"},
 }
@@ -77,16 +80,41 @@ def test_core_needs_torch_and_the_standard_library_alone():
 
 
 def test_packages_import_absolutely():
-    for room in ("wmtp_core", "wmtp_models", "wmtp_train"):
+    for room in ("wmtp_core", "wmtp_models", "wmtp_train", "wmtp_eval", "wmtp_lab"):
         for path in sources(room):
             levels = [node.level for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
             assert not any(levels), path
 
 
 @pytest.mark.parametrize(
-    ("package", "below"), [("wmtp-core", []), ("wmtp-models", ["wmtp-core"]), ("wmtp-train", ["wmtp-models"])]
+    ("package", "below"),
+    [
+        ("wmtp-core", []),
+        ("wmtp-models", ["wmtp-core"]),
+        ("wmtp-train", ["wmtp-models"]),
+        ("wmtp-eval", ["wmtp-train"]),
+        ("wmtp-lab", ["wmtp-train"]),
+    ],
 )
 def test_a_package_declares_its_lower_sibling_alone(package, below):
     project = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())["project"]
     siblings = [name for name in project["dependencies"] if name.startswith("wmtp-")]
     assert siblings == below
+
+
+def test_deepspeed_is_known_in_one_folder():
+    """Everything else sees the engine's port, and a few functions of that folder."""
+    home = ROOMS["wmtp_train"] / "engines/deepspeed"
+    knowing = {path for room in ROOMS for path in sources(room) if "deepspeed" in imports_of(path)}
+    assert len(knowing) >= 4
+    assert {path.parent for path in knowing} == {home}
+
+
+def test_nobody_says_world_but_the_mesh():
+    """Collectives and their groups come from the mesh that is handed around; core is handed a group."""
+    spoken = {
+        str(path.relative_to(ROOMS["wmtp_train"]))
+        for path in sources("wmtp_train")
+        if re.search(r"\bdist\.(get_rank|get_world_size|all_|broadcast|barrier|group\.WORLD)", path.read_text())
+    }
+    assert spoken == {"ranks/mesh.py", "ranks/lifecycle.py", "ranks/preemption.py"}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from benchmarks.stopwatch import Sample, Spread, clocks, ratios, spread
+from wmtp_lab.measure.stopwatch import Sample, Spread, clocks, ratios, spread
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Measurement:
     pass_flop: float | None = None
     """Matrix-product FLOP of forward and backward that torch counted, in passes over the unembedding (U)."""
     guessed_wrong: float | None = None
-    """Share of predictions whose selection was guessed wrong, and mended."""
+    """Share of predictions whose selection was hinted wrong, and mended."""
 
 
 @dataclass(frozen=True)

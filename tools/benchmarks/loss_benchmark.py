@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.comparison import Comparison, Measurement
 from benchmarks.equality import check_loss_variant
-from benchmarks.loss_variants import LossResult, LossVariant, loss_variants, share_guessed_wrong
-from benchmarks.memory import peak_memory, why_not_measured
+from benchmarks.loss_variants import LossResult, LossVariant, loss_variants, share_hinted_wrong
 from benchmarks.problems import LossProblem, LossShape, make_loss_problem
-from benchmarks.stopwatch import interleaved
+from wmtp_lab.measure.memory import peak_memory, why_not_measured
+from wmtp_lab.measure.stopwatch import interleaved
 
 # The vocabulary is large enough for our op to work in more than one chunk.
 CHECKED = LossShape(vocab_size=131072, positions=48, hidden_size=32)
@@ -85,12 +85,12 @@ def prepare_loss(name: str, shape: LossShape, device: torch.device, dtype: torch
 
 
 def inspect(variant: LossVariant, problem: LossProblem) -> tuple[int, float | None]:
-    """FLOP of one run's matrix products as torch counts them, and the share guessed wrong, if the variant guesses.
+    """FLOP of one run's matrix products as torch counts them, and the share hinted wrong, if the variant hints.
 
     A peer hides its products in operators of its own, so its count would be too low.
     """
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_flop}) as counter:
-        guessed_wrong = share_guessed_wrong(variant, problem)
+        guessed_wrong = share_hinted_wrong(variant, problem)
     return int(counter.get_total_flops()), guessed_wrong
 
 

@@ -14,6 +14,7 @@ from wmtp_core import (
     Rho1Weighting,
     UniformWeighting,
     WeightHint,
+    WeightPlan,
     dense_cross_entropy,
     linear_cross_entropy,
     weighted_mtp_loss,
@@ -30,7 +31,7 @@ class LossVariant:
     name: str
     weighting: HeadWeighting
     cross_entropy: PerTokenLoss | None = None
-    """Hidden states `[N, D]`, unembedding `[V, D]` and targets `[N]` to losses `[N]`; None: ours, with a guess."""
+    """Hidden states `[N, D]`, unembedding `[V, D]` and targets `[N]` to losses `[N]`; None: ours, with a hint."""
     is_peer: bool = False
     """Somebody else's: where it is wrong or does not run, it is left out and the reason printed."""
 
@@ -38,24 +39,26 @@ class LossVariant:
         """Fills `problem.hidden.grad` and `problem.weight.grad` anew.
 
         Args:
-            watch: wraps the guess that ours is given, where it is given one.
+            watch: wraps the hint that ours is given, where it is given one.
         """
         problem.hidden.grad = problem.weight.grad = None
-        ce = self._losses(problem, watch).view_as(problem.targets)
-        weights = self.weighting.compute_head_weights(problem.signals(ce.detach()))
+        plan = self.weighting.plan(problem.inputs)
+        ce = self._losses(problem, plan, watch).view_as(problem.targets)
+        weights = plan.weights(ce.detach())
         loss = weighted_mtp_loss(ce, weights, problem.counts)
         loss.backward()
         return LossResult(loss.detach(), weights)
 
-    def _losses(self, problem: LossProblem, watch: Callable[[WeightHint], WeightHint] | None) -> Tensor:
+    def _losses(
+        self, problem: LossProblem, plan: WeightPlan, watch: Callable[[WeightHint], WeightHint] | None
+    ) -> Tensor:
         hidden, weight, targets = problem.hidden, problem.weight, problem.targets.flatten()
         if self.cross_entropy is not None:
             return self.cross_entropy(hidden, weight, targets)
-        guess = self.weighting.guess_weights(problem.signals(problem.reference_ce[:0]))
-        assert guess is not None, "the rules that are compared can all guess"
-        guess = watch(guess) if watch else guess
-        gradient = GradientHint(guess, 1 / problem.counts.clamp(min=1))
-        return linear_cross_entropy(hidden, weight, targets, guess=gradient)
+        hint = plan.hint()
+        assert hint is not None, "the rules that are compared all have hints"
+        hint = watch(hint) if watch else hint
+        return linear_cross_entropy(hidden, weight, targets, hint=GradientHint(hint, 1 / problem.counts.clamp(min=1)))
 
 
 @dataclass(frozen=True)
@@ -67,38 +70,38 @@ class LossResult:
 
 
 @dataclass
-class WatchedGuess:
-    """A guess that remembers what it said."""
+class WatchedHint:
+    """A hint that remembers what it said."""
 
-    guess: WeightHint
+    hint: WeightHint
     said: dict[str, list[Tensor]] = field(default_factory=lambda: {"positions": [], "weights": []})
 
     @property
     def share(self) -> float:
-        """As the guess's."""
-        return self.guess.share
+        """As the hint's."""
+        return self.hint.share
 
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
-        """As the guess."""
-        weights = self.guess(positions, ce)
+        """As the hint."""
+        weights = self.hint(positions, ce)
         self.said["positions"].append(positions)
         self.said["weights"].append(weights)
         return weights
 
     def share_wrong(self, weights: Tensor, valid: Tensor) -> float:
         """Share of the valid predictions, bool `[B, S, H]`, that were kept and should not be, or the other way."""
-        guessed = torch.zeros_like(weights).flatten(0, 1)  # [P, H]
-        guessed[torch.cat(self.said["positions"])] = torch.cat(self.said["weights"])
-        wrong = (guessed.view_as(weights) != 0) != (weights != 0)
+        hinted = torch.zeros_like(weights).flatten(0, 1)  # [P, H]
+        hinted[torch.cat(self.said["positions"])] = torch.cat(self.said["weights"])
+        wrong = (hinted.view_as(weights) != 0) != (weights != 0)
         return float((wrong & valid).sum() / valid.sum())
 
 
-def share_guessed_wrong(variant: LossVariant, problem: LossProblem) -> float | None:
-    """How much of a problem the variant's guess gets wrong; None where it does not guess."""
-    watched: list[WatchedGuess] = []
+def share_hinted_wrong(variant: LossVariant, problem: LossProblem) -> float | None:
+    """How much of a problem the variant's hint gets wrong; None where it has no hint."""
+    watched: list[WatchedHint] = []
 
-    def watch(guess: WeightHint) -> WatchedGuess:
-        watched.append(WatchedGuess(guess))
+    def watch(hint: WeightHint) -> WatchedHint:
+        watched.append(WatchedHint(hint))
         return watched[-1]
 
     result = variant(problem, watch)
@@ -111,7 +114,7 @@ def loss_variants(device: torch.device) -> tuple[dict[str, LossVariant], dict[st
         LossVariant(NAIVE, RHO1, _naive),
         LossVariant("fused, no selection", UNIFORM),
         LossVariant("ours, rho1", RHO1),
-        LossVariant("ours, rho1, no guess", RHO1, linear_cross_entropy),
+        LossVariant("ours, rho1, no hint", RHO1, linear_cross_entropy),
     ]
     skipped = {}
     for name, load in PEERS.items():

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from benchmarks.step_shape import StepShape
 from benchmarks.training import Mark, StepVariant, TrainingStep
-from wmtp_core import HeadWeighting, WeightHint, WeightingInputs
+from wmtp_core import HeadWeighting, WeightHint, WeightingInputs, WeightPlan
 from wmtp_models import MtpForCausalLM
 from wmtp_train.data.batch import Batch
 from wmtp_train.data.packed.loader import TrainLoader
@@ -31,8 +31,8 @@ PARTS = {
     "trunk backward": "#f2b48a",
     "optimizer": "#009e73",
 }
-"""The parts of a step in their order, and their colours. The loss's forward includes the final norms and the gradients
-that it forms ahead; the selection includes its guess and all that is done with the losses."""
+"""The parts of a step in their order, and their colors. Trunk is also head 0, its last layer; heads are the later ones,
+with their norms. The loss's forward includes the gradients that it forms ahead, and the selection its plan and hint."""
 _ROWS = 64
 
 
@@ -61,29 +61,43 @@ class PartClock:
 
 @dataclass(frozen=True)
 class _MarkedWeighting(HeadWeighting):
-    """A weighting whose guess, which works inside the loss's forward, is told apart from it."""
+    """A weighting of which all that it does is told apart, also what it does inside the loss's forward."""
 
     weighting: HeadWeighting
     mark: Mark
 
-    def compute_head_weights(self, signals: WeightingInputs) -> Tensor:
-        return self.weighting.compute_head_weights(signals)
+    def plan(self, inputs: WeightingInputs) -> WeightPlan:
+        self.mark("reference")
+        plan = _MarkedPlan(self.weighting.plan(inputs), self.mark)
+        self.mark("selection")
+        return plan
 
-    def guess_weights(self, signals: WeightingInputs) -> WeightHint | None:
-        guess = self.weighting.guess_weights(signals)
-        assert guess is not None, "the rules that are compared can all guess"
-        return _MarkedGuess(guess, self.mark, guess.share)
+
+class _MarkedPlan(WeightPlan):
+    def __init__(self, plan: WeightPlan, mark: Mark) -> None:
+        self.plan, self.mark, self.counts = plan, mark, plan.counts
+
+    def weights(self, ce: Tensor, values: Tensor | None = None) -> Tensor:
+        self.mark("loss forward")
+        weights = self.plan.weights(ce, values)
+        self.mark("selection")
+        return weights
+
+    def hint(self, values: Tensor | None = None) -> WeightHint | None:
+        hint = self.plan.hint(values)
+        assert hint is not None, "the rules that are compared all have hints"
+        return _MarkedHint(hint, self.mark, hint.share)
 
 
 @dataclass(frozen=True)
-class _MarkedGuess:
-    guess: WeightHint
+class _MarkedHint:
+    hint: WeightHint
     mark: Mark
     share: float
 
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
         self.mark("loss forward")
-        weights = self.guess(positions, ce)
+        weights = self.hint(positions, ce)
         self.mark("selection")
         return weights
 
@@ -102,7 +116,9 @@ def measure_parts(
             clock.seconds = dict.fromkeys(PARTS, 0.0)
         clock.start()
         batch = next(batches).to(device)
-        step.take(batch.input_ids, batch.document_ids, batch.reference_ce)
+        if step.step.reference is not None:
+            batch = replace(batch, reference_ce=None)
+        step.batch = replace(batch, rewards=step.batch.rewards)
         clock.mark("data")
         step()
     return {part: seconds / steps for part, seconds in clock.seconds.items()}
@@ -111,19 +127,17 @@ def measure_parts(
 def _mark_inside(policy: MtpForCausalLM, mark: Mark) -> None:
     """Mark where trunk and heads end, forward and backward: a gradient that arrives says that what follows is done."""
 
-    def before_heads(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        mark("trunk forward")
-        inputs[0].register_hook(lambda _gradient: mark("heads backward"))
-
-    def after_heads(_module: nn.Module, _inputs: tuple[Tensor, ...], _output: Any) -> None:
-        mark("heads forward")
-
     def after_trunk(_module: nn.Module, _inputs: tuple[Tensor, ...], output: ModelOutput) -> None:
-        output.last_hidden_state.register_hook(lambda _gradient: mark("loss backward"))
+        mark("trunk forward")
+        # Its backward begins when those of the later heads, which ran after it, are done.
+        output.last_hidden_state.register_hook(lambda _gradient: mark("heads backward"))
 
-    policy.head_layers.register_forward_pre_hook(before_heads)
-    policy.head_layers.register_forward_hook(after_heads)
+    def after_heads(_module: nn.Module, _inputs: tuple[Any, ...], states: list[Tensor]) -> None:
+        mark("heads forward")
+        states[-1].register_hook(lambda _gradient: mark("loss backward"))
+
     policy.causal_lm.base_model.register_forward_hook(after_trunk)
+    policy.heads.register_forward_hook(after_heads)
 
 
 def _batches(shape: StepShape, device: torch.device) -> Iterator[Batch]:

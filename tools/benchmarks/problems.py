@@ -47,10 +47,11 @@ class LossProblem:
         """Valid targets of each head, int64 `[H]`."""
         return self.valid.sum(dim=(0, 1))
 
-    def signals(self, ce: Tensor) -> WeightingInputs:
-        """What a weighting may look at, given detached losses float32 `[B, S, H]`."""
-        row_ids = torch.arange(len(self.targets), device=ce.device)
-        return WeightingInputs(ce=ce, valid=self.valid, step=0, row_ids=row_ids, reference_ce=self.reference_ce)
+    @property
+    def inputs(self) -> WeightingInputs:
+        """What a weighting may look at."""
+        row_ids = torch.arange(len(self.targets), device=self.targets.device)
+        return WeightingInputs(valid=self.valid, step=0, row_ids=row_ids, reference_ce=self.reference_ce)
 
 
 def make_loss_problem(shape: LossShape, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LossProblem:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from benchmarks.comparison import Comparison, Measurement
 from benchmarks.equality import TOLERANCE, WrongResult, check_selection, require_close
-from benchmarks.memory import peak_memory, why_not_measured
 from benchmarks.step_shape import StepShape
-from benchmarks.stopwatch import interleaved
 from benchmarks.training import STEP_VARIANTS, VALUE_COEFFICIENT, StepVariant, TrainingStep
 from wmtp_core import Rho1Weighting, UniformWeighting, dense_cross_entropy, mtp_targets, weighted_mtp_loss
 from wmtp_core.advantages import lambda_return_losses
+from wmtp_lab.measure.memory import peak_memory, why_not_measured
+from wmtp_lab.measure.stopwatch import interleaved
 
 CHECKED = StepShape(vocab_size=131072, batch=2, length=24, hidden_size=32, layers=2)
 _TINY = StepShape(vocab_size=512, batch=2, length=16, hidden_size=16, layers=2)
@@ -53,24 +53,26 @@ def check_step(name: str, variant: StepVariant, device: torch.device, dtype: tor
     found = _gradients(step)
     step.optimizer.zero_grad()
 
-    logits = step.policy.head_logits(step.input_ids, document_ids=step.document_ids)
-    targets, valid = mtp_targets(step.input_ids, CHECKED.horizon, document_ids=step.document_ids)
+    batch = step.batch
+    logits = step.policy.head_logits(batch.input_ids, document_ids=batch.document_ids)
+    targets, valid = mtp_targets(batch.input_ids, CHECKED.horizon, document_ids=batch.document_ids)
     ce = dense_cross_entropy(logits, targets)
     expected = weighted_mtp_loss(ce, result.weights, valid.sum(dim=(0, 1)))
     if variant.has_critic:
-        values = step.policy(step.input_ids, document_ids=step.document_ids).values
-        losses, counted = lambda_return_losses(values, step.rewards, 1.0, step.document_ids)
+        assert batch.rewards is not None
+        values = step.policy(batch.input_ids, document_ids=batch.document_ids).values
+        losses, counted = lambda_return_losses(values, batch.rewards, 1.0, batch.document_ids)
         expected = expected + VALUE_COEFFICIENT * losses.sum() / counted.sum()
     expected.backward()
     if isinstance(variant.weighting, Rho1Weighting):
-        reference_ce = result.signals.reference_ce
+        reference_ce = result.inputs.reference_ce
         assert reference_ce is not None
         slack = 1e-4 if dtype == torch.float32 else 0.2
         check_selection(name, result.weights, ce.detach(), reference_ce, valid, slack)
     if isinstance(variant.weighting, UniformWeighting) and not torch.equal(result.weights != 0, valid):
         raise WrongResult(f"{name}: weights that are not uniform")
     return max(
-        require_close(f"{name}: loss", result.loss, expected.detach(), TOLERANCE[dtype]),
+        require_close(f"{name}: loss", result.total.detach(), expected.detach(), TOLERANCE[dtype]),
         require_close(f"{name}: gradient", found, _gradients(step), TOLERANCE[dtype]),
     )
 

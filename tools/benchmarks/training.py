@@ -1,26 +1,26 @@
-"""A training step in one process, without DeepSpeed, for every algorithm that the benchmark compares."""
+"""Training steps to time: the step that trains, in one process and without DeepSpeed, for every algorithm compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.step_shape import StepShape, frequent_and_rare_tokens, small_llama
 from wmtp_core import (
     CriticWeighting,
-    GradientHint,
     HeadWeighting,
     Rho1Weighting,
     UniformWeighting,
-    WeightingInputs,
     dense_cross_entropy,
     mtp_targets,
-    weighted_mtp_loss,
 )
-from wmtp_core.advantages import lambda_return_losses
 from wmtp_models import MtpForCausalLM, MtpOutput, ReferenceModel
+from wmtp_train.algorithms.critic import RewardObjective
+from wmtp_train.data.batch import Batch
+from wmtp_train.ranks.mesh import Mesh
+from wmtp_train.step import MicroBatchLoss, Step
 
 VALUE_COEFFICIENT = 0.1
 
@@ -49,13 +49,45 @@ STEP_VARIANTS = {
 }
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one forward and backward gave, detached; the gradients are in the policy."""
+class Alone(Mesh):
+    """A mesh of one process, which meets nobody and needs no process group."""
 
-    loss: Tensor
-    weights: Tensor
-    signals: WeightingInputs
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(0, 1, device, None, None)  # type: ignore[arg-type]
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensor as the only rank's, `[1, …]`."""
+        return tensor.unsqueeze(0)
+
+    def all_reduce(self, tensor: Tensor, op: Any = None) -> Tensor:
+        """Return the tensor: there is nothing to add."""
+        return tensor
+
+
+class LocalEngine:
+    """What `Step.train` asks of an engine, on a policy in this process.
+
+    Args:
+        policy: the model.
+        optimizer: None leaves the gradients in the parameters.
+        mark: told where backward and optimizer end.
+    """
+
+    def __init__(self, policy: nn.Module, optimizer: torch.optim.Optimizer | None, mark: Mark) -> None:
+        self.policy, self.optimizer, self.mark = policy, optimizer, mark
+
+    def train(self) -> None:
+        """Put the policy into training mode."""
+        self.policy.train()
+
+    def backward_and_step(self, loss: Tensor) -> None:
+        """Form the gradients, and take the step."""
+        loss.backward()
+        self.mark("trunk backward")
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.mark("optimizer")
 
 
 class TrainingStep:
@@ -64,12 +96,12 @@ class TrainingStep:
     The same seed gives every variant of a shape the same policy, reference, tokens and rewards.
 
     Args:
+        variant: the algorithm.
+        shape: of model and batch.
+        device: where all is.
         dtype: float32, or bfloat16 for autocast around a float32 policy.
         mark: told where each part of a step ends.
     """
-
-    scores: Tensor | None
-    """The reference's losses where they were scored ahead, float32 `[B, S]`."""
 
     def __init__(
         self,
@@ -79,74 +111,62 @@ class TrainingStep:
         dtype: torch.dtype,
         mark: Mark = lambda part: None,
     ) -> None:
-        self.variant, self.horizon, self.mark = variant, shape.horizon, mark
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
         torch.manual_seed(0)
-        documents = torch.arange(shape.length) * 2 // shape.length
-        self.take(frequent_and_rare_tokens(shape).to(device), documents.expand(shape.batch, -1).to(device))
-        self.rewards = torch.rand(shape.batch, 1).expand_as(self.input_ids).to(device)
+        self.batch = _batch(shape, has_rewards=variant.has_critic).to(device)
         self.policy = MtpForCausalLM.wrap(small_llama(shape), shape.horizon).to(device)
-        self.reference = None if variant.reference == "none" else ReferenceModel(small_llama(shape)).to(device)
-        if variant.reference == "scored":
-            self.scores, self.reference = self._score(), None
+        reference = None if variant.reference == "none" else ReferenceModel(small_llama(shape)).to(device)
+        if reference is not None and variant.reference == "scored":
+            with self.autocast:
+                scores = reference.token_losses(self.batch.input_ids, document_ids=self.batch.document_ids)
+            self.batch, reference = replace(self.batch, reference_ce=scores), None
         if variant.has_critic:
             self.policy.add_value_head()
             assert self.policy.value_head is not None
             scale = shape.hidden_size**-0.5  # at 0, where it starts, all values are 0 and all weights 1
             torch.nn.init.normal_(self.policy.value_head.value.weight, std=scale)
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-4)
-
-    def take(self, input_ids: Tensor, document_ids: Tensor, scores: Tensor | None = None) -> None:
-        """Train on these from now on: int64 `[B, S]` twice, and the reference's losses float32 `[B, S]`."""
-        self.input_ids, self.document_ids, self.scores = input_ids, document_ids, scores
-        self.valid = mtp_targets(input_ids, self.horizon, document_ids=document_ids)[1]
-        self.counts = self.valid.sum(dim=(0, 1))  # [H]
+        self.mark = mark
+        self.step = Step(
+            self._dense if variant.dense else self.policy,
+            variant.weighting,
+            shape.horizon,
+            Alone(device),
+            reference,
+            RewardObjective(1.0) if variant.has_critic else None,
+            VALUE_COEFFICIENT,
+        )
 
     def __call__(self) -> None:
-        """One optimizer step."""
-        self.forward_backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.mark("optimizer")
+        """Take one optimizer step."""
+        self._train(self.optimizer)
 
-    def forward_backward(self) -> StepResult:
-        """The losses, their weights and the gradient, which is added to what the policy's parameters hold."""
-        reference_ce = self.scores if self.reference is None else self._score()
-        self.mark("reference")
-        row_ids = torch.arange(len(self.input_ids), device=self.input_ids.device)
-        known = WeightingInputs(
-            torch.empty(0), self.valid, 0, row_ids, document_ids=self.document_ids, reference_ce=reference_ce
-        )
-        output = self._dense_losses() if self.variant.dense else self._fused_losses(known)
-        self.mark("loss forward")
-        values = None if output.values is None else output.values.detach()
-        signals = replace(known, ce=output.ce.detach(), values=values)
-        weights = self.variant.weighting.compute_head_weights(signals)
-        loss = weighted_mtp_loss(output.ce, weights, self.counts)
-        if output.values is not None:
-            losses, counted = lambda_return_losses(output.values, self.rewards, 1.0, self.document_ids)
-            loss = loss + VALUE_COEFFICIENT * losses.sum() / counted.sum()
-        self.mark("selection")
-        loss.backward()
-        self.mark("trunk backward")
-        return StepResult(loss.detach(), weights, signals)
+    def forward_backward(self) -> MicroBatchLoss:
+        """Add the step's gradient to what the parameters hold; returns its losses."""
+        return self._train(None)
 
-    def _score(self) -> Tensor:
-        assert self.reference is not None
+    def _train(self, optimizer: torch.optim.Optimizer | None) -> MicroBatchLoss:
         with self.autocast:
-            return self.reference.token_losses(self.input_ids, document_ids=self.document_ids)
+            losses, _ = self.step.train(LocalEngine(self.policy, optimizer, self.mark), [self.batch], 0)  # type: ignore[arg-type]
+        return losses[0]
 
-    def _fused_losses(self, known: WeightingInputs) -> MtpOutput:
-        def guess(values: Tensor | None) -> GradientHint | None:
-            weights = self.variant.weighting.guess_weights(replace(known, values=values))
-            return None if weights is None else GradientHint(weights, 1 / self.counts.clamp(min=1))
-
-        with self.autocast:
-            output: MtpOutput = self.policy(self.input_ids, document_ids=self.document_ids, guess=guess)
-        return output
-
-    def _dense_losses(self) -> MtpOutput:
-        with self.autocast:
-            logits = self.policy.head_logits(self.input_ids, document_ids=self.document_ids)  # [B, S, H, V]
-        targets, valid = mtp_targets(self.input_ids, self.horizon, document_ids=self.document_ids)
+    def _dense(self, input_ids: Tensor, document_ids: Tensor, **_: Any) -> MtpOutput:
+        logits = self.policy.head_logits(input_ids, document_ids=document_ids)  # [B, S, H, V]
+        targets, valid = mtp_targets(input_ids, logits.shape[2], document_ids=document_ids)
         return MtpOutput(dense_cross_entropy(logits, targets), valid, None)
+
+
+def _batch(shape: StepShape, has_rewards: bool) -> Batch:
+    """Return random tokens, two documents a row."""
+    tokens = frequent_and_rare_tokens(shape)
+    documents = (torch.arange(shape.length) * 2 // shape.length).expand(shape.batch, -1)
+    positions = torch.arange(shape.length) - documents * -(-shape.length // 2)
+    rewards = torch.rand(shape.batch, 1).expand_as(tokens)
+    return Batch(
+        input_ids=tokens,
+        labels=tokens,
+        position_ids=positions,
+        document_ids=documents,
+        row_ids=torch.arange(shape.batch),
+        rewards=rewards if has_rewards else None,
+    )

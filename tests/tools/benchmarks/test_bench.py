@@ -34,7 +34,7 @@ def test_a_quick_run_writes_what_it_printed(tmp_path: Path, capsys: pytest.Captu
     loss, step = record["comparisons"]
     assert (loss["operation"], step["operation"]) == ("loss", "step")
     assert list(step["measurements"]) == list(STEP_VARIANTS)
-    assert {"naive", "fused, no selection", "ours, rho1", "ours, rho1, no guess"} <= loss["measurements"].keys()
+    assert {"naive", "fused, no selection", "ours, rho1", "ours, rho1, no hint"} <= loss["measurements"].keys()
     for comparison in (loss, step):
         for name, measurement in comparison["measurements"].items():
             assert f"| {name} | " in printed

@@ -30,7 +30,7 @@ def test_the_table_holds_all_that_was_measured() -> None:
         "**loss: V = 8, 2 positions**",
         "(memory with 6 positions)",
         "",
-        "|  | cpu time / naive | wall time / naive | cpu s | peak memory | FLOP | guessed wrong | error |",
+        "|  | cpu time / naive | wall time / naive | cpu s | peak memory | FLOP | hinted wrong | error |",
         "| --- | --: | --: | --: | --: | --: | --: | --: |",
         "| naive | 1.00 (1.00–1.00) | 1.00 (1.00–1.00) | 3 | 300 MB (100.0%) | 3.00 U | – | 1e-06 |",
         "| ours | 0.62 (0.50–0.75) | 0.62 (0.50–0.75) | 2 | 10 MB (3.3%) | 2.40 U | 1.2% | 2e-06 |",

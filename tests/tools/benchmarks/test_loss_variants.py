@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from benchmarks.loss_benchmark import inspect
-from benchmarks.loss_variants import WatchedGuess, loss_variants
+from benchmarks.loss_variants import WatchedHint, loss_variants
 from benchmarks.problems import LossShape, make_loss_problem
 
 CPU = torch.device("cpu")
@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 def test_there_are_ours_torchs_and_reasons_for_the_others() -> None:
     variants, skipped = loss_variants(CPU)
-    assert list(variants)[:4] == ["naive", "fused, no selection", "ours, rho1", "ours, rho1, no guess"]
+    assert list(variants)[:4] == ["naive", "fused, no selection", "ours, rho1", "ours, rho1, no hint"]
     peers = {"torch F.linear_cross_entropy", "Liger-Kernel", "cut-cross-entropy"}
     assert {name for name, variant in variants.items() if variant.is_peer} | skipped.keys() == peers
     assert skipped["Liger-Kernel"] in (
@@ -19,9 +19,9 @@ def test_there_are_ours_torchs_and_reasons_for_the_others() -> None:
     )
 
 
-def test_what_a_guess_said_is_compared_with_what_was_right() -> None:
+def test_what_a_hint_said_is_compared_with_what_was_right() -> None:
     said = {0: [1.0, 0.0], 1: [1.0, 1.0], 2: [0.0, 1.0], 3: [0.0, 0.0]}
-    watched = WatchedGuess(lambda positions, ce: torch.tensor([said[int(p)] for p in positions]))
+    watched = WatchedHint(lambda positions, ce: torch.tensor([said[int(p)] for p in positions]))
     for positions in ([1, 3], [0, 2]):
         watched(torch.tensor(positions), torch.zeros(2, 2))
     weights = torch.tensor([[[1.0, 0.5], [1.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]]])  # [B=2, S=2, H=2]
@@ -42,7 +42,7 @@ def test_flop_are_counted_in_passes() -> None:
     assert counted == {
         "naive": (3 * rows * per_row, None),
         "fused, no selection": (3 * valid * per_row, 0.0),
-        # One chunk: the guess sees all there is to see.
+        # One chunk: the hint sees all there is to see.
         "ours, rho1": ((valid + 2 * kept) * per_row, 0.0),
-        "ours, rho1, no guess": ((valid + 3 * kept) * per_row, None),
+        "ours, rho1, no hint": ((valid + 3 * kept) * per_row, None),
     }

@@ -19,10 +19,10 @@ def test_parts_follow_each_other_as_a_step_runs(name: str, monkeypatch: pytest.M
     measure_parts(STEP_VARIANTS[name], SHAPE, CPU, torch.float32, steps=1)
     one_step = marks[: len(marks) // 3]  # two more to warm up
     assert marks == one_step * 3
-    # The guess is asked inside the loss's forward, once a chunk.
-    guess = [] if STEP_VARIANTS[name].dense else ["loss forward", "selection"]
+    # The hint is asked inside the loss's forward, once a chunk.
+    hint = [] if STEP_VARIANTS[name].dense else ["loss forward", "selection"]
     before, after = list(PARTS)[:4], list(PARTS)[4:]
-    assert one_step == before + guess + after
+    assert one_step == before + hint + after
 
 
 def test_the_time_between_marks_belongs_to_the_later(monkeypatch: pytest.MonkeyPatch) -> None:

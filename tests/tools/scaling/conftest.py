@@ -1,7 +1,6 @@
 """A plan of round numbers."""
 
 import pytest
-
 from scaling.engines import read_engines
 from scaling.model_size import ModelSize
 from scaling.plan import Plan

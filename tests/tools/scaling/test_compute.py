@@ -1,5 +1,4 @@
 import pytest
-
 from scaling import compute
 from scaling.plan import Plan
 

@@ -1,7 +1,6 @@
 from dataclasses import replace
 
 import pytest
-
 from scaling import engine_memory
 from scaling.engines import Engine, read_engines
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from scaling.engines import FOLDER, NAMES, read_engines
+
 from wmtp_core import UserError
 
 

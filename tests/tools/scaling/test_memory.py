@@ -1,7 +1,6 @@
 from dataclasses import replace
 
 import pytest
-
 from scaling.memory import memory_table
 from scaling.plan import Plan
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from scaling.model_size import measure_model
+
 from wmtp_core import UserError
 from wmtp_models import build_policy
 

@@ -2,9 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
+from scaling import engines
 
 import scale
-from scaling import engines
 from wmtp_train.settings.command_line import load_settings
 
 ROOT = Path(__file__).parents[3]

@@ -1,5 +1,4 @@
 import pytest
-
 from scaling.check import Check
 from scaling.engines import read_engines
 from scaling.small_runs import checks

@@ -1,7 +1,6 @@
 from dataclasses import replace
 
 import pytest
-
 from scaling.engines import Engine, read_engines
 from scaling.plan import Plan
 from scaling.traffic import engine_messages, received, traffic_table

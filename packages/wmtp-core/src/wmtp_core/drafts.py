@@ -27,9 +27,9 @@ def accepted_drafts(predicted: Tensor) -> Tensor:
 
     After the tokens ≤ t of the text, head h ≥ 1 drafts the token at t+h+1. Head 0 verifies it from the tokens ≤ t+h of
     the text (teacher forcing), and it is accepted if that is head 0's choice too and all drafts before it were:
-    accepted[t, h] = Π_{j=1..h} [predicted[t, j] = predicted[t+j, 0]] (arXiv 2404.19737, section 3.2). A forward then gives
-    1 + Σ_{h≥1} accepted[t, h] tokens. On a text that the model itself decoded greedily, this is what the decoder accepted at
-    the positions where its forwards began; other texts take other turns than the model would.
+    accepted[t, h] = Π_{j=1..h} [predicted[t, j] = predicted[t+j, 0]] (arXiv 2404.19737, section 3.2). A forward then
+    gives 1 + Σ_{h≥1} accepted[t, h] tokens. On a text that the model itself decoded greedily, this is what the decoder
+    accepted at the positions where its forwards began; other texts take other turns than the model would.
 
     Args:
         predicted: int64 `[B, S, H]`, every head's most probable token.

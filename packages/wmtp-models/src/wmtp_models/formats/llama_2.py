@@ -128,7 +128,7 @@ def hf_key_map(config: MtpConfig) -> dict[str, str]:
 
 
 def permute_rope(name: str, weight: Tensor, config: MtpConfig, back: bool = False) -> Tensor:
-    """Return query and key rows in transformers' order of a head's dimensions, or back in the format's; others as is."""
+    """Return query and key rows in transformers' order of a head's dimensions, or back in the format's."""
     heads = {
         "q_proj.weight": config.trunk.num_attention_heads,
         "k_proj.weight": config.trunk.num_key_value_heads,

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def find_router_loss(causal_lm: PreTrainedModel) -> RouterLoss | None:
     coefficient = getattr(causal_lm, "router_aux_loss_coef", getattr(config, "router_aux_loss_coef", 0.0))
     if function is None or not coefficient:
         return None
-    recorder = (getattr(causal_lm, "_can_record_outputs", None) or {}).get("router_logits")
+    recorder: Any = (getattr(causal_lm, "_can_record_outputs", None) or {}).get("router_logits")
     experts, chosen = (getattr(causal_lm, name, None) for name in ("num_experts", "num_experts_per_tok"))
     if not isinstance(getattr(recorder, "target_class", None), type) or not (experts and chosen):
         raise cannot_wrap(causal_lm, "it has an auxiliary loss of routers that cannot be added here")

@@ -1,0 +1,1 @@
+"""Experiments over many runs, and reports of single ones."""

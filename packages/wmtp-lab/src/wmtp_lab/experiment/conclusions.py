@@ -1,0 +1,121 @@
+"""What the intervals show, in plain words, and nothing beyond them."""
+
+from wmtp_lab.experiment.analysis import AXES, Analysis
+from wmtp_lab.experiment.decoding import ACCEPTED
+from wmtp_lab.experiment.intervals import Interval, t_interval, verdict
+from wmtp_lab.experiment.plan import REFERENCE
+from wmtp_lab.experiment.runs import LOSS
+from wmtp_lab.experiment.tables import change, number, spread
+
+_LIMITS = [
+    "One corpus of Python code with noise that a program put there, one size of model, one length of training: nothing "
+    "here says what happens at another scale or on natural text.",
+    "Intervals are Student's 95 % over seeds, which fix initial weights and data order. The corpus, its noise, the "
+    "reference and the held-out text are the same for all seeds, so the intervals do not cover them.",
+    "Intervals are not corrected for how many there are: one true zero in twenty is expected to look different.",
+    "FLOP and time of an arm do not hold the reference's training and its scoring of the corpus, which are done once.",
+    "A step's time was measured with one seed's model, and no interval holds its error; the last table has its spread.",
+]
+_CONSTANT_RATE = (
+    "The learning rate is constant after its warm-up, so that every point of a curve may be compared with any other; "
+    "losses at the end are higher than a decay would make them."
+)
+_HEAD_0 = (
+    "Head 0 learns every token alike in rho1-wmtp, random and labelled: what these do to it, they do through the "
+    "shared trunk. critic-wmtp and softmax-excess weigh it among the others."
+)
+
+
+def limits(analysis: Analysis) -> list[str]:
+    """What no number of the report can tell."""
+    plan = analysis.results.facts["plan"]
+    found = [*_LIMITS]
+    if plan["train"].get("optimizer", {}).get("schedule") == "constant":
+        found.append(_CONSTANT_RATE)
+    if not any("from_head" in settings.get("selection", {}) for settings in plan["arms"].values()):
+        found.append(_HEAD_0)
+    return found
+
+
+def conclusions(analysis: Analysis) -> list[str]:
+    """Sentences computed from the intervals."""
+    if len(analysis.seeds) < 2:
+        return ["One seed alone shows no difference: there is no interval, and no conclusion."]
+    found = [_losses(analysis, axis) for axis in AXES]
+    found += [_pair(analysis, arm, other) for arm, other in analysis.pairs if other != analysis.baseline]
+    return [*found, _tokens(analysis), *_decoding(analysis), _reference(analysis), _control(analysis)]
+
+
+def _losses(analysis: Analysis, axis: str) -> str:
+    differences = {
+        arm: analysis.difference(arm, other, LOSS, axis)  # type: ignore[arg-type]
+        for arm, other in analysis.pairs
+        if other == analysis.baseline
+    }
+    what = f"At equal {axis}, next-token loss on clean held-out text against {analysis.baseline}: "
+    return what + _sorted_by_verdict(differences, smaller_is_better=True)
+
+
+def _sorted_by_verdict(differences: dict[str, Interval], smaller_is_better: bool) -> str:
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "no difference seen": []}
+    for arm, interval in differences.items():
+        words = verdict(interval, smaller_is_better)
+        groups[words].append(arm if words == "no difference seen" else f"{arm} ({change(interval)})")
+    return "; ".join(f"{words}: {', '.join(arms) or 'none'}" for words, arms in groups.items()) + "."
+
+
+def _pair(analysis: Analysis, arm: str, other: str) -> str:
+    parts = []
+    for axis in AXES:
+        difference = analysis.difference(arm, other, LOSS, axis)
+        parts.append(f"{verdict(difference)} at equal {axis} ({change(difference)})")
+    later = []
+    for head, figure in enumerate(analysis.head_losses()):
+        if head and {arm, other} <= set(analysis.arms_with(figure)):
+            difference = analysis.difference(arm, other, figure)
+            later.append(f"head {head} {verdict(difference)} ({change(difference)})")
+    also = f"; of its later heads at equal tokens: {', '.join(later)}" if later else ""
+    return f"{arm} against {other}, the same loss: {', '.join(parts)}{also}."
+
+
+def _tokens(analysis: Analysis) -> str:
+    parts = []
+    for arm, other in analysis.pairs:
+        shares = analysis.steps_to_baseline(arm, LOSS)
+        reached = [share for share in shares if share is not None]
+        if other == analysis.baseline and len(reached) == len(shares):
+            parts.append(f"{arm} {spread(t_interval(reached), 2)}")
+        elif other == analysis.baseline:
+            parts.append(f"{arm} not in {len(shares) - len(reached)} of {len(shares)} seeds")
+    return (
+        f"Share of its tokens after which the final loss of {analysis.baseline} was reached: {', '.join(parts)}. "
+        "The Rho-1 paper reports 5 to 10 times fewer tokens for next-token training, a share of 0.1 to 0.2."
+    )
+
+
+def _decoding(analysis: Analysis) -> list[str]:
+    arms = [arm for arm in analysis.drafting_arms() if arm != analysis.baseline]
+    sentences = []
+    for name, figure in ACCEPTED.items() if arms else ():
+        differences = {arm: analysis.difference(arm, analysis.baseline, figure) for arm in arms}
+        own = spread(analysis.final(analysis.baseline, figure))
+        text = _sorted_by_verdict(differences, smaller_is_better=False)
+        sentences.append(f"Accepted drafts per forward, {name} (the baseline's: {own}): {text}")
+    return sentences
+
+
+def _reference(analysis: Analysis) -> str:
+    results = analysis.results
+    steps = results.facts["reference_steps"]
+    flop = steps * analysis.per_step(REFERENCE, "FLOP")
+    share = flop / (analysis.steps * analysis.per_step(analysis.baseline, "FLOP"))
+    took = f"Training the reference took {number(share, 2)} times the FLOP of one run of {analysis.baseline}, once"
+    names = [REFERENCE, *results.facts["plan"].get("other_references", {})]
+    losses = [f"{name} {number(results.final(name, None, LOSS))}" for name in names if results.has(name, None, LOSS)]
+    return f"{took}; loss of references on the same clean held-out text: {', '.join(losses)}."
+
+
+def _control(analysis: Analysis) -> str:
+    largest = analysis.largest_difference_at_start(LOSS)
+    found = f"differ by at most {largest:.0e} nats" if largest else "do not differ in the last digit"
+    return f"Before the first step, arms of one seed {found} in that loss."

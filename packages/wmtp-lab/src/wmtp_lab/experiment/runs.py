@@ -1,0 +1,101 @@
+"""The runs of an experiment: those that are missing are trained, and what each left becomes rows."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wmtp_lab.experiment.decoding import GREEDY, ON_TEXT, measure_decoding
+from wmtp_lab.experiment.plan import REFERENCE, Plan, reference_settings, run_settings
+from wmtp_lab.experiment.preparation import reference_config, train_arguments, write_config
+from wmtp_lab.experiment.processes import Job, run_jobs
+from wmtp_lab.experiment.results import Results, Row
+from wmtp_lab.report.runs import read_runs
+
+LOSS = "evaluation/clean/ce/head_0"
+"""What the experiment is about: the next-token loss on clean held-out text."""
+
+
+class PlannedRun(NamedTuple):
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    config: Path
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.arm}, seed {self.seed}"
+
+
+def planned_runs(plan: Plan, home: Path) -> list[PlannedRun]:
+    """All runs with every configuration written, a whole round of arms before the next seed."""
+    for name in (REFERENCE, *plan.other_references):
+        write_config(reference_settings(plan, home, name), reference_config(home, name))
+    runs = []
+    for seed in plan.seeds:
+        for arm in plan.arms:
+            settings = run_settings(plan, home, arm, seed)
+            config = write_config(settings, home / "configs" / arm / f"seed-{seed}.yaml")
+            runs.append(PlannedRun(arm, seed, config, Path(settings["output_dir"])))
+    return runs
+
+
+def train_missing(runs: list[PlannedRun], results: Results, processes: int, logs: Path) -> None:
+    """Train what has no rows yet. A run that was cut off goes on from its newest checkpoint."""
+    missing = {run.name: run for run in runs if not results.has(run.arm, run.seed, LOSS)}
+    jobs = [Job(run.name, train_arguments(run.config), _log(run, logs)) for run in missing.values()]
+    start = time.perf_counter()
+    for number, job in enumerate(run_jobs(jobs, processes), start=1):
+        run = missing[job.name]
+        if run.seed == runs[0].seed:
+            results.facts.setdefault("passages", {})[run.arm] = _passage(run)
+        results.add(rows_of(run.arm, run.seed, run.folder))
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # its rows stand, nothing resumes it any more
+        loss = results.final(run.arm, run.seed, LOSS)
+        seconds = time.perf_counter() - start
+        print(f"[{number}/{len(jobs)}] {run.name}: clean next-token loss {loss:.4f}; {seconds:.0f} s", flush=True)
+
+
+def record_references(plan: Plan, results: Results, home: Path) -> None:
+    """Take in what the references' runs recorded."""
+    for name in (REFERENCE, *plan.other_references):
+        if not results.has(name, None, LOSS):
+            results.add(rows_of(name, None, home / name))
+
+
+def rows_of(arm: str, seed: int | None, folder: Path) -> list[Row]:
+    """Everything that a finished run recorded: TensorBoard's scalars, and its final held-out figures unrounded."""
+    (found,) = read_runs([folder])
+    points = {
+        (tag, step): value
+        for tag, series in found.scalars.items()
+        for step, value in zip(*series, strict=True)  # a step that a resumed run wrote again counts once
+    }
+    points |= {(f"evaluation/{figure}", found.steps): value for figure, value in found.figures.items()}
+    return [Row(arm, seed, tag, step, value) for (tag, step), value in sorted(points.items())]
+
+
+def decode_missing(runs: list[PlannedRun], results: Results, prompts: list[list[int]], new_tokens: int) -> None:
+    """Count accepted drafts on every trained model of several heads that has no such figures yet."""
+    missing = [
+        run
+        for run in runs
+        if results.has(run.arm, run.seed, "evaluation/clean/ce/head_1") and not results.has(run.arm, run.seed, GREEDY)
+    ]
+    for run in missing:
+        figures = measure_decoding(run.folder / "model", prompts, new_tokens)
+        figures[ON_TEXT] = results.final(run.arm, run.seed, "evaluation/clean/tokens_per_forward") - 1
+        results.add(Row(run.arm, run.seed, figure, 0, value) for figure, value in figures.items())
+
+
+def _passage(run: PlannedRun) -> Any:
+    """The passage of noisy text, marked by what the arm keeps."""
+    return json.loads((run.folder / "passages.json").read_text("utf-8"))["noisy"]
+
+
+def _log(run: PlannedRun, logs: Path) -> Path:
+    return logs / f"{run.arm}-seed-{run.seed}.log"

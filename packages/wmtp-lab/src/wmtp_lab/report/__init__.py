@@ -1,0 +1,1 @@
+"""A report of a finished run: one page, and one picture."""
