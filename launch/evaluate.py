@@ -67,7 +67,7 @@ def read_settings(world: int) -> tuple[Settings, Algorithm]:
             from wmtp_eval import require_benchmarks
         except ImportError as error:
             raise UserError(
-                "evaluation.humaneval and evaluation.tasks need the package wmtp-eval: pip install -e packages/wmtp-eval"
+                "evaluation.humaneval and evaluation.tasks need wmtp-eval: pip install -e packages/wmtp-eval"
             ) from error
         require_benchmarks(wanted, world)
     return settings, algorithm

@@ -16,7 +16,7 @@ from wmtp_core import UserError
 from wmtp_eval.harness import PolicyLM, run_tasks
 from wmtp_models import generate
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "launch/lm_eval_tasks"
 
 

@@ -1,4 +1,4 @@
-"""sandbox.py and inmate.py: what a program can do there, and above all what it cannot."""
+"""sandbox.py and sandbox_entrypoint.py: what a program can do there, and above all what it cannot."""
 
 import os
 import subprocess
@@ -164,7 +164,7 @@ def by_itself():
     with tempfile.TemporaryDirectory() as name:  # pytest's folders are closed to other users
         folder = Path(name)
         folder.chmod(0o755)
-        for source in ("sandbox.py", "inmate.py"):
+        for source in ("sandbox.py", "sandbox_entrypoint.py"):
             (folder / source).write_text(Path(sandbox.__file__).with_name(source).read_text())
         (folder / "wmtp_core.py").write_text("class UserError(ValueError): pass\n")
         yield folder

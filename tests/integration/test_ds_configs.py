@@ -11,7 +11,9 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
 from wmtp_core.selection import num_selected
 from wmtp_models import build_policy
-from wmtp_train.engines.deepspeed.engine import build_engine, read_deepspeed_config
+from wmtp_train.engines.deepspeed.config import read_deepspeed_config
+from wmtp_train.engines.deepspeed.engine import ZeroEngine
+from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.settings.schema import OptimizerSettings
 
 pytestmark = pytest.mark.slow
@@ -78,7 +80,7 @@ def test_it_resumes_to_the_bit(runs: Callable[[str], dict[str, Any]], name: str)
 
 @pytest.mark.parametrize("name", BF16)
 def test_bf16_keeps_losses_sums_of_gradients_and_master_weights_in_float32(
-    processes: None, tiny_llama: dict[str, Any], tmp_path: Path, name: str
+    processes: Mesh, tiny_llama: dict[str, Any], tmp_path: Path, name: str
 ) -> None:
     content = json.loads((FOLDER / f"{name}.json").read_text())
     accumulating = {**content, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2}
@@ -86,7 +88,8 @@ def test_bf16_keeps_losses_sums_of_gradients_and_master_weights_in_float32(
     policy = build_policy(tiny_llama, 64)
     # A step of this size is lost on a bf16 weight of 0.02, whose neighbours are 6e-5 apart or more.
     optimizer = OptimizerSettings(learning_rate=1e-6, schedule="constant", weight_decay=0)
-    engine = build_engine(policy, read_deepspeed_config(tmp_path / "deepspeed.json", 1), optimizer, 1)
+    config = read_deepspeed_config(tmp_path / "deepspeed.json", 1)
+    engine = ZeroEngine(policy, config, optimizer, 1, processes)._engine
     assert engine.communication_data_type == torch.float32
     weight = policy.trunk.last_layer.mlp.down_proj.weight
     before = safe_get_full_fp32_param(weight).clone()

@@ -43,10 +43,10 @@ def policy_of_one_token(config: dict[str, Any], sign: float) -> MtpForCausalLM:
         for layer in policy.causal_lm.model.layers[:-1]:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-        head = policy.head_layers.heads[0]
+        head = policy.trunk.last_layer
         head.self_attn.o_proj.weight.zero_()
         head.mlp.down_proj.weight.zero_()
-        for later in policy.state_heads:
+        for later in policy.heads.blocks:
             later.layer.weight.mul_(sign)
     return policy
 

@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import experiment
 import pytest
 import torch
 import yaml
 
 from wmtp_core import UserError
+from wmtp_lab.experiment import __main__ as experiment
 from wmtp_lab.experiment import processes, runs
 from wmtp_lab.experiment.results import Results, open_results
 

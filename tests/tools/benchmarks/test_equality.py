@@ -3,9 +3,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.equality import WrongResult, check_loss_variant, check_selection
-from benchmarks.loss_variants import RHO1, UNIFORM, LossVariant, loss_variants
+from benchmarks.loss_variants import RHO1, LossVariant, loss_variants
 from benchmarks.problems import LossProblem, LossShape, make_loss_problem
-from wmtp_core import LabelledWeighting, WeightingInputs, linear_cross_entropy
+from wmtp_core import UniformWeighting, WeightingInputs, linear_cross_entropy
+from wmtp_core.weighting.uniform import StaticPlan
 
 CPU = torch.device("cpu")
 VARIANTS = loss_variants(CPU)[0]
@@ -51,9 +52,10 @@ def test_a_wrong_loss_is_noticed(problem: LossProblem, cross_entropy: object, me
 
 
 def test_wrong_uniform_weights_are_noticed(problem: LossProblem) -> None:
-    class Half(LabelledWeighting):
-        def compute_head_weights(self, signals: WeightingInputs) -> Tensor:
-            return UNIFORM.compute_head_weights(signals) * (torch.arange(4) < 2)
+    class Half(UniformWeighting):
+        def plan(self, inputs: WeightingInputs) -> StaticPlan:
+            counts = inputs.targets_per_row().sum(dim=0)
+            return StaticPlan(inputs.valid * (torch.arange(4) < 2).float(), counts)
 
     with pytest.raises(WrongResult, match="not uniform"):
         check_loss_variant(LossVariant("wrong", Half(), linear_cross_entropy), problem)
@@ -61,7 +63,7 @@ def test_wrong_uniform_weights_are_noticed(problem: LossProblem) -> None:
 
 def test_a_wrong_selection_is_noticed(problem: LossProblem) -> None:
     ce = torch.rand(2, 32, 4)
-    right = RHO1.compute_head_weights(problem.signals(ce))
+    right = RHO1.plan(problem.inputs).weights(ce)
     given = (ce, problem.reference_ce, problem.valid, 0.0)
     check_selection("right", right, *given)
 

@@ -19,10 +19,11 @@ def test_parts_follow_each_other_as_a_step_runs(name: str, monkeypatch: pytest.M
     measure_parts(STEP_VARIANTS[name], SHAPE, CPU, torch.float32, steps=1)
     one_step = marks[: len(marks) // 3]  # two more to warm up
     assert marks == one_step * 3
-    # The hint is asked inside the loss's forward, once a chunk.
+    # The plan is made before the forward; its hint is asked inside the loss's, once a chunk.
     hint = [] if STEP_VARIANTS[name].dense else ["loss forward", "selection"]
-    before, after = list(PARTS)[:4], list(PARTS)[4:]
-    assert one_step == before + hint + after
+    parts_in_order = list(PARTS)
+    before, forward, after = parts_in_order[:2], parts_in_order[2:4], parts_in_order[4:]
+    assert one_step == [*before, "selection", *forward, *hint, *after]
 
 
 def test_the_time_between_marks_belongs_to_the_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from benchmarks import step_benchmark
 from benchmarks.equality import WrongResult
 from benchmarks.step_shape import StepShape
 from benchmarks.training import STEP_VARIANTS, TrainingStep
-from wmtp_core import Rho1Weighting, UniformWeighting, WeightingInputs
+from wmtp_core import Rho1Weighting
 
 CPU = torch.device("cpu")
 SHAPE = StepShape(vocab_size=300, batch=2, length=24, hidden_size=32, layers=2)
@@ -28,8 +28,8 @@ def test_every_step_has_the_gradients_of_its_dense_form(name: str, dtype: torch.
 
 def test_a_wrong_selection_is_noticed() -> None:
     class Backwards(Rho1Weighting):
-        def compute_head_weights(self, signals: WeightingInputs) -> torch.Tensor:
-            return super().compute_head_weights(replace(signals, ce=-signals.ce))
+        def select(self, scores: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+            return super().select(-scores, valid)
 
     wrong = replace(STEP_VARIANTS["rho1, scored"], weighting=Backwards())
     with pytest.raises(WrongResult, match="drops one of higher excess loss"):
@@ -56,16 +56,16 @@ def make_step() -> Callable[[str], TrainingStep]:
 
 def test_live_and_scored_references_choose_the_same(make_step: Callable[[str], TrainingStep]) -> None:
     live, scored = make_step("rho1, live reference"), make_step("rho1, scored")
-    assert scored.reference is None
+    assert scored.step.reference is None
     results = [step.forward_backward() for step in (live, scored)]
     assert torch.equal(results[0].weights, results[1].weights)
-    assert torch.equal(results[0].loss, results[1].loss)
-    assert results[0].weights.sum() < UniformWeighting().compute_head_weights(results[0].signals).sum()
+    assert torch.equal(results[0].total, results[1].total)
+    assert results[0].weights.sum() < results[0].inputs.valid.sum()
 
 
 def test_the_critics_weights_differ(make_step: Callable[[str], TrainingStep]) -> None:
     result = make_step("critic").forward_backward()
-    assert result.weights[result.signals.valid].std() > 0.05
+    assert result.weights[result.inputs.valid].std() > 0.05
 
 
 @pytest.mark.parametrize("name", STEP_VARIANTS)

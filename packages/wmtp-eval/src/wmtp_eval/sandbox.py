@@ -12,7 +12,7 @@ from pathlib import Path
 from wmtp_core import UserError
 
 PASSED, TIMED_OUT = "passed", "timed out"
-_INMATE = Path(__file__).with_name("inmate.py")
+_ENTRYPOINT = Path(__file__).with_name("sandbox_entrypoint.py")
 _NOBODY = 65534
 _LONGEST_ANSWER = 4096  # bytes: a program could flood what is read without a bound
 
@@ -88,5 +88,5 @@ class Sandbox:
         namespaces = ["--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child"]
         if os.geteuid() != 0:
             namespaces += ["--user", "--map-root-user"]
-        interpreter = [sys.executable, "-I", "-S", "-B", str(_INMATE)]
+        interpreter = [sys.executable, "-I", "-S", "-B", str(_ENTRYPOINT)]
         return ["timeout", "--signal=KILL", str(self.seconds), "unshare", *namespaces, "--", *interpreter]

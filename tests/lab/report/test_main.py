@@ -2,7 +2,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import report
+
+from wmtp_lab.report import __main__ as report
 
 
 def test_page_and_picture_are_written(make_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
