@@ -122,16 +122,16 @@ class Printer:
 
 def report(result: Generation) -> str:
     """What the heads were worth."""
-    heads = ", ".join(f"head {h} {kept:.0%}" for h, kept in enumerate(result.acceptance, start=1))
-    settled = f"; {result.replays} forwards of the plain model settled near-ties" if result.replays else ""
+    heads = ", ".join(f"head {h} {share:.0%}" for h, share in enumerate(result.acceptance, start=1))
+    settled = f"; {result.tie_forwards} forwards of the plain model settled near-ties" if result.tie_forwards else ""
     return (
         f"{result.new_tokens} tokens, {result.tokens_per_forward:.2f} a forward; "
-        f"drafts kept: {heads or 'there is one head alone, which drafts nothing'}{settled}"
+        f"drafts accepted: {heads or 'there is one head alone, which drafts nothing'}{settled}"
     )
 
 
 def compare(policy: MtpForCausalLM, rows: list[list[int]], options: dict[str, Any]) -> str:
-    """Time decoding with the heads against plain decoding with the same cache, in turns."""
+    """Time decoding with the heads against plain decoding with the same cache, interleaved."""
     rates: dict[bool, list[float]] = {True: [], False: []}
     sequences = {}
     for _ in range(RUNS):
@@ -147,7 +147,7 @@ def compare(policy: MtpForCausalLM, rows: list[list[int]], options: dict[str, An
     same = "" if options["sampling"] else f"; {'the same' if sequences[True] == sequences[False] else 'another'} text"
     return (
         f"with the heads {heads:.1f} tokens/s, plainly {plain:.1f} tokens/s: ratio {heads / plain:.2f} "
-        f"(the best of {RUNS} runs each, in turns){same}"
+        f"(the best of {RUNS} runs each, interleaved){same}"
     )
 
 

@@ -79,7 +79,7 @@ def test_greedy_text_of_one_prompt(generate: Call, model: Path) -> None:
     code, text, metrics = generate("--prompt", "def f(", "--max-new-tokens", 20)
     assert code == 0
     assert text == plain_text(model, "def f(", 20) + "\n"
-    assert re.fullmatch(r"20 tokens, \d\.\d\d a forward; drafts kept: head 1 \d+%, head 2 \d+%\n", metrics)
+    assert re.fullmatch(r"20 tokens, \d\.\d\d a forward; drafts accepted: head 1 \d+%, head 2 \d+%\n", metrics)
 
 
 def test_a_text_ends_at_the_models_own_stop_tokens(generate: Call, model: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_heads_of_other_kinds(head_kind: str, generate: Call, save_policy: Calla
     code, text, metrics = generate("--prompt", "def f(", "--max-new-tokens", 20, source=folder)
     assert code == 0
     assert text == plain_text(folder, "def f(", 20) + "\n"
-    assert "drafts kept: head 1" in metrics
+    assert "drafts accepted: head 1" in metrics
 
 
 @pytest.mark.parametrize("by", ["file", "stdin"])

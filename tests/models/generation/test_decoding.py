@@ -12,8 +12,8 @@ from torch import Tensor
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, build_policy, generate
 from wmtp_models.generation import decoding
-from wmtp_models.generation.greedy import Greedy
-from wmtp_models.generation.rows import Row
+from wmtp_models.generation.greedy import GreedyVerifier
+from wmtp_models.generation.rows import GeneratedSequence
 
 Make = Callable[..., MtpForCausalLM]
 Sequences = list[list[int]]
@@ -28,7 +28,7 @@ def test_greedy_text_is_that_of_transformers(
     result = generate(policy, prompts, 30)
     assert result.sequences == plain_decoding(policy, prompts, 30)
     assert result.new_tokens == 120
-    assert 0 < sum(result.kept) < sum(result.drafted), "some drafts are kept and some are not"
+    assert 0 < sum(result.accepted) < sum(result.drafted), "some drafts are kept and some are not"
 
 
 def test_greedy_text_is_that_of_transformers_over_a_padded_batch(
@@ -91,8 +91,8 @@ def test_half_precision_is_exact_too(
     policy = make_policy(family).to(dtype)
     result = generate(policy, prompts, 20)
     assert result.sequences == plain_decoding(policy, prompts, 20)
-    assert result.replays > 0
-    assert generate(policy, prompts, 20, exact=False).replays == 0
+    assert result.tie_forwards > 0
+    assert generate(policy, prompts, 20, exact=False).tie_forwards == 0
 
 
 def test_of_tied_tokens_the_lower_is_taken(
@@ -106,7 +106,7 @@ def test_of_tied_tokens_the_lower_is_taken(
     assert result.sequences == plain_decoding(policy, prompts, 20)
     new = [token for row, prompt in zip(result.sequences, prompts, strict=True) for token in row[len(prompt) :]]
     assert max(new) < 32
-    assert result.replays > 0
+    assert result.tie_forwards > 0
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -129,13 +129,13 @@ def test_rounding_turns_no_near_tie(
     assert (result.sequences == plain_decoding(policy, prompts, 20)) == exact
 
 
-class Prompter(Greedy):
+class Prompter(GreedyVerifier):
     """Drafts from a given text instead of the heads: right, wrong, or right for a while."""
 
     right: Sequences
     spoil: Callable[[int, int], bool]  # by row and place among the drafts
 
-    def verify(self, logits: Tensor, rows: list[Row]) -> tuple[Tensor, Tensor]:
+    def verify(self, logits: Tensor, rows: list[GeneratedSequence]) -> tuple[Tensor, Tensor]:
         self.rows = rows
         return super().verify(logits, rows)
 
@@ -162,7 +162,7 @@ def test_each_row_keeps_its_longest_right_prefix(
     monkeypatch.setattr(Prompter, "right", plain_decoding(policy, prompts, 25), raising=False)
     # After the first wrong draft the others are right again, and must not be taken.
     monkeypatch.setattr(Prompter, "spoil", lambda _, row, place: place == kept_per_row[row], raising=False)
-    monkeypatch.setattr(decoding, "Greedy", Prompter)
+    monkeypatch.setattr(decoding, "GreedyVerifier", Prompter)
     result = generate(policy, prompts, 25)
     assert result.sequences == Prompter.right
     rounds = [1 + -(-24 // (1 + kept)) for kept in kept_per_row]  # the prompt's forward gives one token
@@ -187,8 +187,8 @@ def test_drafts_are_the_later_heads_own(
     policy = make_policy(family, head_kind=head_kind)
     rounds: list[int] = []
 
-    class Witness(Greedy):
-        def verify(self, logits: Tensor, rows: list[Row]) -> tuple[Tensor, Tensor]:
+    class Witness(GreedyVerifier):
+        def verify(self, logits: Tensor, rows: list[GeneratedSequence]) -> tuple[Tensor, Tensor]:
             if self.drafts.shape[1]:
                 for row, drafts in zip(rows, self.drafts, strict=True):
                     heads = policy.head_logits(torch.tensor([row.tokens[:-1]]))[0, -1, 1:]  # [H-1, V]
@@ -196,7 +196,7 @@ def test_drafts_are_the_later_heads_own(
                     rounds.append(row.number)
             return super().verify(logits, rows)
 
-    monkeypatch.setattr(decoding, "Greedy", Witness)
+    monkeypatch.setattr(decoding, "GreedyVerifier", Witness)
     result = generate(policy, prompts, 20)
     assert len(rounds) == result.row_forwards - len(prompts)
 

@@ -8,8 +8,8 @@ import torch
 
 from wmtp_models import MtpForCausalLM
 from wmtp_models.generation.cache import RaggedCache
-from wmtp_models.generation.greedy import Greedy, ReferenceDecoder, near_tie
-from wmtp_models.generation.rows import Row
+from wmtp_models.generation.greedy import GreedyVerifier, ReferenceDecoder, near_tie
+from wmtp_models.generation.rows import GeneratedSequence
 
 Make = Callable[..., MtpForCausalLM]
 
@@ -65,9 +65,9 @@ def test_the_plain_decoder_computes_what_transformers_does(family: str, dtype: t
 
 def test_a_settled_token_decides_how_many_drafts_are_kept(make_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReferenceDecoder, "next_token", lambda *_: 2)
-    choice = Greedy(make_policy().causal_lm, exact=True)
+    choice = GreedyVerifier(make_policy().causal_lm, exact=True)
     choice.drafts = torch.tensor([[1, 3]])
-    row = Row(0, [0], 1, 9, ())
+    row = GeneratedSequence(0, [0], 1, 9, ())
     tie = torch.tensor([0.0, 1.0, 1.0, 0.0])  # argmax 1, settled as 2
     sure = torch.tensor([0.0, 0.0, 0.0, 1.0])
     kept, following = choice.verify(torch.stack([tie, sure, sure]).unsqueeze(0), [row])
@@ -78,8 +78,8 @@ def test_a_settled_token_decides_how_many_drafts_are_kept(make_policy: Make, mon
 
 
 def test_the_plain_cache_of_an_ended_row_is_dropped(make_policy: Make) -> None:
-    choice = Greedy(make_policy().causal_lm, exact=True)
-    rows = [Row(number, [5 + number], 1, 9, ()) for number in range(3)]
+    choice = GreedyVerifier(make_policy().causal_lm, exact=True)
+    rows = [GeneratedSequence(number, [5 + number], 1, 9, ()) for number in range(3)]
     tie = torch.tensor([0.0, 1.0, 1.0, 0.0])
     for live in (rows, rows[1:2]):
         choice.drafts = torch.empty(len(live), 0, dtype=torch.long)
@@ -94,9 +94,9 @@ def test_nothing_beyond_the_room_or_after_a_wrong_draft_is_settled(
     make_policy: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ReferenceDecoder, "next_token", lambda *_: pytest.fail("asked in vain"))
-    choice = Greedy(make_policy().causal_lm, exact=True)
+    choice = GreedyVerifier(make_policy().causal_lm, exact=True)
     tie, sure = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])
     logits = torch.stack([torch.stack([sure, tie]), torch.stack([sure, tie])])
     choice.drafts = torch.tensor([[2], [1]])
-    kept, _ = choice.verify(logits, [Row(0, [0], 1, 2, ()), Row(1, [0], 1, 9, ())])
+    kept, _ = choice.verify(logits, [GeneratedSequence(0, [0], 1, 2, ()), GeneratedSequence(1, [0], 1, 9, ())])
     assert kept.tolist() == [1, 0]

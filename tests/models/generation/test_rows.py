@@ -6,7 +6,7 @@ import pytest
 
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, generate
-from wmtp_models.generation.rows import Row, context_length, start_sequences
+from wmtp_models.generation.rows import GeneratedSequence, context_length, start_sequences
 
 Make = Callable[..., MtpForCausalLM]
 
@@ -23,11 +23,11 @@ Make = Callable[..., MtpForCausalLM]
     ],
 )
 def test_a_row_takes_tokens_up_to_eos_and_limit(tokens: list[int], taken: list[int], ended: bool) -> None:
-    row = Row(0, [9, 9], 2, 5, (9,))
+    row = GeneratedSequence(0, [9, 9], 2, 5, (9,))
     assert not row.ended
     assert row.add(tokens) == taken
     assert row.tokens == [9, 9, *taken]
-    assert (row.ended, row.room) == (ended, 3 - len(taken))
+    assert (row.ended, row.remaining) == (ended, 3 - len(taken))
 
 
 def test_a_row_ends_at_the_context(make_policy: Make) -> None:

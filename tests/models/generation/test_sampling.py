@@ -129,7 +129,7 @@ def chi_square(how: Sampling, rows: int = 6000) -> float:
     policy = four_tokens()
     prompts = [[0, 3, 2, 1], [2]]
     result = generate(policy, prompts * rows, 3, sampling=how)
-    assert sum(result.kept) > 0
+    assert sum(result.accepted) > 0
     statistic, cells = 0.0, 0
     for number, prompt in enumerate(prompts):
         counts = Counter(tuple(row[len(prompt) :]) for row in result.sequences[number::2])

@@ -28,6 +28,6 @@ def test_the_drafts_of_a_decoded_text_are_kept_where_the_decoder_kept_them(
                 drafted[h] += 1
                 kept[h] += h < took
             position, forwards = position + 1 + took, forwards + 1
-        assert (found.drafted, found.kept, found.row_forwards) == (drafted, kept, forwards)
+        assert (found.drafted, found.accepted, found.row_forwards) == (drafted, kept, forwards)
         assert sum(kept) > 0
         assert kept != drafted

@@ -51,7 +51,7 @@ def measure_decoding(model: Path, prompts: list[list[int]], new_tokens: int) -> 
         # Settling near-ties by the plain model would cost forwards and change a token in a thousand.
         result = generate(policy, prompts, new_tokens, sampling=sampling, exact=False)
         verifying = result.row_forwards - len(prompts)
-        figures[name] = sum(result.kept) / verifying
+        figures[name] = sum(result.accepted) / verifying
         for head, share in enumerate(result.acceptance, start=1):
             figures[f"{name}/head_{head}"] = share
     return figures

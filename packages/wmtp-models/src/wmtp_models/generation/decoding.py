@@ -8,24 +8,24 @@ from torch import Tensor
 
 from wmtp_core import UserError
 from wmtp_models.generation.cache import RaggedCache
-from wmtp_models.generation.greedy import Greedy
+from wmtp_models.generation.greedy import GreedyVerifier
 from wmtp_models.generation.result import Generation
-from wmtp_models.generation.rows import Row, context_length, start_sequences
-from wmtp_models.generation.sampling import Sampler, Sampling
+from wmtp_models.generation.rows import GeneratedSequence, context_length, start_sequences
+from wmtp_models.generation.sampling import Sampling, SpeculativeSampler
 from wmtp_models.policy import MtpForCausalLM
 
 
-class Choice(Protocol):
+class Verifier(Protocol):
     """How tokens are chosen: greedily, or drawn."""
 
     drafts: Tensor  # int64 [B, d], the last proposed
-    replays: int
+    tie_forwards: int
 
     def draft(self, logits: Tensor) -> None:
         """Propose tokens from the later heads' logits, `[B, d, V]`."""
 
-    def verify(self, logits: Tensor, rows: list[Row]) -> tuple[Tensor, Tensor]:
-        """How many drafts each row keeps by head 0's logits, `[B, d + 1, V]`, and the token after them."""
+    def verify(self, logits: Tensor, rows: list[GeneratedSequence]) -> tuple[Tensor, Tensor]:
+        """Return how many drafts each row accepts by head 0's logits, `[B, d + 1, V]`, and the token after them."""
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def generate(
 
     A round is one forward over each row's last token and the H−1 drafts after it. Head 0 verifies the drafts, each row
     keeps its own longest right prefix, and the later heads draft anew from where that ends. The caches of trunk and
-    heads forget what was not kept.
+    heads forget what was not accepted.
 
     **Greedy** (no `sampling`): the tokens are those of transformers' `unwrap().generate(do_sample=False)` for each
     prompt alone. In exact arithmetic that is so by construction. Forwards of different shapes round differently, so
@@ -73,21 +73,25 @@ def generate(
     live = start_sequences(policy, prompts, max_new_tokens, eos_token_ids)
     later_heads = policy.config.horizon - 1
     result = Generation([row.tokens for row in live], [0] * later_heads, [0] * later_heads)
-    choice: Choice = Greedy(policy.causal_lm, exact) if sampling is None else Sampler(sampling, policy.device)
+    verifier: Verifier = (
+        GreedyVerifier(policy.causal_lm, exact) if sampling is None else SpeculativeSampler(sampling, policy.device)
+    )
     unembedding = policy.trunk.unembedding
     cache = RaggedCache(len(live), policy.device)
     fed, lengths = _pad_left(live, policy.device)
-    choice.draft(torch.empty(len(live), 0, unembedding.out_features, device=policy.device))
+    verifier.draft(torch.empty(len(live), 0, unembedding.out_features, device=policy.device))
     while live:
         attention_mask, position_ids = cache.extend(lengths, fed.shape[1])
-        # Drafts may reach beyond the context; such ones are never kept.
+        # Drafts may reach beyond the context; such ones are never accepted.
         position_ids = position_ids.clamp(max=context_length(policy) - 1)
         states = policy.forward_cached(fed, position_ids, attention_mask, cache.layers, all_heads=speculate)
         result.count_forward(len(live))
-        drafts = choice.drafts.shape[1]
+        drafts = verifier.drafts.shape[1]
         states = states[:, -1 - drafts :]  # [B, d + 1, H, D]
-        kept, following = choice.verify(unembedding(states[:, :, 0]).float(), live)  # [B], [B]
-        for row, drafted, n, token in zip(live, choice.drafts.tolist(), kept.tolist(), following.tolist(), strict=True):
+        accepted, following = verifier.verify(unembedding(states[:, :, 0]).float(), live)  # [B], [B]
+        for row, drafted, n, token in zip(
+            live, verifier.drafts.tolist(), kept.tolist(), following.tolist(), strict=True
+        ):
             new = row.add([*drafted[:n], token])
             result.count_tokens(row, drafts, n, len(new))
             if on_tokens is not None:
@@ -95,12 +99,12 @@ def generate(
         going = torch.tensor([b for b, row in enumerate(live) if not row.ended], device=policy.device)  # [R]
         live = [row for row in live if not row.ended]
         if live:
-            kept = kept[going]
-            cache.keep(going, drafts - kept)
-            choice.draft(unembedding(states[going, kept, 1:]).float())  # [R, H-1, V]
-            fed = torch.cat([following[going].unsqueeze(-1), choice.drafts], dim=-1)  # [R, H]
+            accepted = accepted[going]
+            cache.keep(going, drafts - accepted)
+            verifier.draft(unembedding(states[going, accepted, 1:]).float())  # [R, H-1, V]
+            fed = torch.cat([following[going].unsqueeze(-1), verifier.drafts], dim=-1)  # [R, H]
             lengths = torch.full_like(going, fed.shape[1])
-    result.replays = choice.replays
+    result.tie_forwards = verifier.tie_forwards
     return result
 
 
@@ -115,8 +119,8 @@ def _require_steady(policy: MtpForCausalLM) -> None:
         )
 
 
-def _pad_left(rows: list[Row], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The prompts as one batch, int64 `[B, longest]`, and their lengths `[B]`."""
+def _pad_left(rows: list[GeneratedSequence], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the prompts as one batch, int64 `[B, longest]`, and their lengths `[B]`."""
     lengths = [row.prompt_length for row in rows]
     padded = [[0] * (max(lengths) - row.prompt_length) + row.tokens for row in rows]
     return torch.tensor(padded, device=device), torch.tensor(lengths, device=device)

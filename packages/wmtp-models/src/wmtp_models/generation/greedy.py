@@ -4,15 +4,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from wmtp_models.generation.rows import Row
+from wmtp_models.generation.rows import GeneratedSequence
 
 # The margin between the two best logits, in units of eps · the largest logit, below which a forward of another shape
 # might order them otherwise. Over six families of 3 to 32 layers, verifying four tokens at once moved that margin by up
 # to 26 such units in float32 and by up to 5 in half precision, where each layer rounds its output anyway.
-_DOUBTFUL, _DOUBTFUL_IN_HALF = 128, 16
+_NEAR_TIE, _NEAR_TIE_IN_HALF = 128, 16
 
 
-class Greedy:
+class GreedyVerifier:
     """The most probable token, as transformers' `generate(do_sample=False)` finds it for each prompt alone.
 
     A forward over several tokens rounds otherwise than one over a single token, and where the two best logits are as
@@ -20,7 +20,7 @@ class Greedy:
     """
 
     def __init__(self, causal_lm: PreTrainedModel, exact: bool) -> None:
-        self.replays = 0
+        self.tie_forwards = 0
         self.drafts = torch.empty(0)
         self._causal_lm = causal_lm
         self._exact = exact
@@ -30,15 +30,15 @@ class Greedy:
         """Propose tokens from the later heads' logits, `[B, d, V]`."""
         self.drafts = logits.argmax(dim=-1)
 
-    def verify(self, logits: Tensor, rows: list[Row]) -> tuple[Tensor, Tensor]:
-        """Keep the drafts that head 0 would have chosen.
+    def verify(self, logits: Tensor, rows: list[GeneratedSequence]) -> tuple[Tensor, Tensor]:
+        """Accept the drafts that head 0 would have chosen.
 
         Args:
             logits: float32 `[B, d + 1, V]` of head 0 before each draft and after the last.
             rows: the B rows.
 
         Returns:
-            How many drafts each row keeps, int64 `[B]`, and the token after them, int64 `[B]`.
+            How many drafts each row accepts, int64 `[B]`, and the token after them, int64 `[B]`.
         """
         going = {row.number for row in rows}
         self._plain = {number: plain for number, plain in self._plain.items() if number in going}
@@ -46,27 +46,27 @@ class Greedy:
         if self._exact:
             for b, place in near_tie(logits, self._causal_lm.dtype).nonzero().tolist():
                 row, before = rows[b], self.drafts[b, :place]
-                if place < row.room and torch.equal(chosen[b, :place], before):
-                    chosen[b, place] = self._settle(row, before.tolist())
-        kept = (chosen[:, :-1] == self.drafts).long().cumprod(dim=-1).sum(dim=-1)  # [B]
-        return kept, chosen.gather(-1, kept.unsqueeze(-1)).squeeze(-1)
+                if place < row.remaining and torch.equal(chosen[b, :place], before):
+                    chosen[b, place] = self._resolve_tie(row, before.tolist())
+        accepted = (chosen[:, :-1] == self.drafts).long().cumprod(dim=-1).sum(dim=-1)  # [B]
+        return accepted, chosen.gather(-1, accepted.unsqueeze(-1)).squeeze(-1)
 
-    def _settle(self, row: Row, drafts: list[int]) -> int:
+    def _resolve_tie(self, row: GeneratedSequence, drafts: list[int]) -> int:
         if row.number not in self._plain:
             self._plain[row.number] = ReferenceDecoder(self._causal_lm)
         plain = self._plain[row.number]
         before = plain.forwards
         token = plain.next_token(row.tokens + drafts, row.prompt_length)
-        self.replays += plain.forwards - before
+        self.tie_forwards += plain.forwards - before
         return token
 
 
 def near_tie(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where the argmax over `[..., V]` may hang on rounding in a model of this dtype; bool `[...]`."""
-    units = _DOUBTFUL_IN_HALF if dtype.itemsize == 2 else _DOUBTFUL
+    """Return where the argmax over `[..., V]` may hang on rounding in a model of this dtype; bool `[...]`."""
+    units = _NEAR_TIE_IN_HALF if dtype.itemsize == 2 else _NEAR_TIE
     best = logits.topk(2, dim=-1).values  # [..., 2]
     bound = units * torch.finfo(dtype).eps * logits.abs().amax(dim=-1)
-    return ~(best[..., 0] - best[..., 1] > bound)  # NaN is in doubt too
+    return ~(best[..., 0] - best[..., 1] > bound)  # NaN is one too
 
 
 class ReferenceDecoder:
@@ -82,7 +82,7 @@ class ReferenceDecoder:
         self._fed = 0
 
     def next_token(self, tokens: list[int], prompt_length: int) -> int:
-        """The token after these, which begin with the prompt and go on from what was asked before."""
+        """Return the token after these, which begin with the prompt and go on from what was asked before."""
         assert len(tokens) > self._fed
         while self._fed < len(tokens):
             end = max(self._fed + 1, prompt_length)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from wmtp_models.generation.rows import Row
+from wmtp_models.generation.rows import GeneratedSequence
 
 
 @dataclass
@@ -12,39 +12,39 @@ class Generation:
     Attributes:
         sequences: each prompt and what follows it, up to and including an EOS.
         drafted: how many drafts of head 1 … H−1 were verified within their row's limit.
-        kept: how many of those the text took; a head's draft counts only where all before it did.
+        accepted: how many of those the text took; a head's draft counts only where all before it did.
         new_tokens: how many tokens follow the prompts, in all.
         forwards: how often the trunk ran over the batch, the forward of the prompts included.
         row_forwards: the same, counted once for every row that was still on its way.
-        replays: forwards of the plain model over one row, which settled near_tie tokens.
+        tie_forwards: forwards of the plain model over one row, which settled near_tie tokens.
     """
 
     sequences: list[list[int]]
     drafted: list[int]
-    kept: list[int]
+    accepted: list[int]
     new_tokens: int = 0
     forwards: int = 0
     row_forwards: int = 0
-    replays: int = 0
+    tie_forwards: int = 0
 
     @property
     def tokens_per_forward(self) -> float:
-        """New tokens per forward of one row, replays counted: 1 is plain decoding, H the most there can be."""
-        return self.new_tokens / (self.row_forwards + self.replays)
+        """Return new tokens per forward of one row, tie_forwards counted: 1 is plain decoding, H the most there can be."""
+        return self.new_tokens / (self.row_forwards + self.tie_forwards)
 
     @property
     def acceptance(self) -> list[float]:
-        """The part of its drafts that head 1 … H−1 saw kept, in [0, 1]."""
-        return [kept / max(drafted, 1) for kept, drafted in zip(self.kept, self.drafted, strict=True)]
+        """Return the share of its drafts that each of head 1 … H−1 saw accepted, in [0, 1]."""
+        return [accepted / max(drafted, 1) for accepted, drafted in zip(self.accepted, self.drafted, strict=True)]
 
     def count_forward(self, rows: int) -> None:
-        """One more forward over so many rows."""
+        """Count one more forward over N rows."""
         self.forwards += 1
         self.row_forwards += rows
 
-    def count_tokens(self, row: Row, drafts: int, kept: int, new: int) -> None:
-        """A row took `new` tokens, among them the first `kept` of its drafts as far as they reach."""
+    def count_tokens(self, row: GeneratedSequence, drafts: int, accepted: int, new: int) -> None:
+        """Count a row that took `new` tokens, among them the first `accepted` of its drafts as far as they reach."""
         self.new_tokens += new
-        for place in range(min(drafts, row.room + new)):
+        for place in range(min(drafts, row.remaining + new)):
             self.drafted[place] += 1
-            self.kept[place] += place < min(kept, new)
+            self.accepted[place] += place < min(accepted, new)

@@ -9,7 +9,7 @@ from wmtp_models.policy import MtpForCausalLM
 
 
 @dataclass
-class Row:
+class GeneratedSequence:
     """One sequence on its way.
 
     Attributes:
@@ -27,27 +27,27 @@ class Row:
     eos_token_ids: Collection[int]
 
     @property
-    def room(self) -> int:
-        """How many tokens may still come."""
+    def remaining(self) -> int:
+        """Return how many tokens may still come."""
         return self.limit - len(self.tokens)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing follows any more. A prompt may hold an EOS, and its row begins all the same."""
-        return self.room == 0 or (len(self.tokens) > self.prompt_length and self.tokens[-1] in self.eos_token_ids)
+        """Return whether nothing follows any more. A prompt may hold an EOS, and its row begins all the same."""
+        return self.remaining == 0 or (len(self.tokens) > self.prompt_length and self.tokens[-1] in self.eos_token_ids)
 
     def add(self, tokens: list[int]) -> list[int]:
         """Take in tokens up to the first EOS and the limit; returns those that were taken."""
         end = next((place for place, token in enumerate(tokens) if token in self.eos_token_ids), len(tokens))
-        new = tokens[: min(end + 1, self.room)]
+        new = tokens[: min(end + 1, self.remaining)]
         self.tokens += new
         return new
 
 
 def start_sequences(
     policy: MtpForCausalLM, prompts: Sequence[Sequence[int]], max_new_tokens: int, eos_token_ids: Collection[int]
-) -> list[Row]:
-    """A row for each prompt.
+) -> list[GeneratedSequence]:
+    """Start a sequence for each prompt.
 
     Raises:
         UserError: a prompt that is empty, fills the context, or holds a token that the model does not know; no prompt;
@@ -73,12 +73,12 @@ def start_sequences(
             )
     limits = [min(len(prompt) + max_new_tokens, context) for prompt in prompts]
     return [
-        Row(number, list(prompt), len(prompt), limit, eos_token_ids)
+        GeneratedSequence(number, list(prompt), len(prompt), limit, eos_token_ids)
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
     ]
 
 
 def context_length(policy: MtpForCausalLM) -> int:
-    """The most tokens that a sequence can have; without end where the trunk sets none."""
+    """Return the most tokens that a sequence can have; without end where the trunk sets none."""
     length: int | None = getattr(policy.config.trunk, "max_position_embeddings", None)
     return sys.maxsize if length is None else length

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from wmtp_core import UserError
-from wmtp_models.generation.rows import Row
+from wmtp_models.generation.rows import GeneratedSequence
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class Sampling:
         object.__setattr__(self, "_filters", filters)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution that is drawn from, float32 `[..., V]` like the logits."""
+        """Return the distribution that is drawn from, float32 `[..., V]` like the logits."""
         flat = logits.flatten(0, -2)
         filtered: Tensor = self._filters(None, flat)
         return filtered.softmax(dim=-1).view_as(logits)
 
 
-class Sampler:
-    """Draws drafts from the later heads' distributions and keeps head 0's."""
+class SpeculativeSampler:
+    """Draws drafts from the later heads' distributions, and accepts them such that head 0's is what comes out."""
 
-    replays = 0  # a sample has no tie to settle
+    tie_forwards = 0  # a sample has no tie to settle
 
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
         self.drafts = self._proposal = torch.empty(0)
@@ -66,13 +66,13 @@ class Sampler:
         self._proposal = self._sampling.probabilities(logits)
         self.drafts = draw(self._proposal, self._generator)
 
-    def verify(self, logits: Tensor, rows: list[Row]) -> tuple[Tensor, Tensor]:
-        """Keep drafts by head 0's logits, float32 `[B, d + 1, V]`; see `verify_drafts`."""
+    def verify(self, logits: Tensor, rows: list[GeneratedSequence]) -> tuple[Tensor, Tensor]:
+        """Accept drafts by head 0's logits, float32 `[B, d + 1, V]`; see `verify_drafts`."""
         return verify_drafts(self._sampling.probabilities(logits), self._proposal, self.drafts, self._generator)
 
 
 def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """One token, int64 `[...]`, from each distribution of `[..., V]`."""
+    """Draw one token, int64 `[...]`, from each distribution of `[..., V]`."""
     flat = probabilities.flatten(0, -2)
     return torch.multinomial(flat, 1, generator=generator).view(probabilities.shape[:-1])
 
@@ -80,10 +80,10 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
 def verify_drafts(
     target: Tensor, proposal: Tensor, drafts: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Keep drafts such that what comes out is distributed as the target, whatever the proposal.
+    """Accept drafts such that what comes out is distributed as the target, whatever the proposal.
 
-    Draft x_i ~ q_i is kept with probability min(1, p_i(x_i) / q_i(x_i)), as long as all before it were. In place of
-    the first that is not kept comes a draw from max(0, p_i − q_i), normalised; after the last one, a draw from p
+    Draft x_i ~ q_i is accepted with probability min(1, p_i(x_i) / q_i(x_i)), as long as all before it were. In place of
+    the first that is not accepted comes a draw from max(0, p_i − q_i), normalised; after the last one, a draw from p
     (arXiv 2211.17192, algorithm 1).
 
     Args:
@@ -93,14 +93,14 @@ def verify_drafts(
         generator: of the draws.
 
     Returns:
-        How many drafts each row keeps, int64 `[B]`, and the token after them, int64 `[B]`.
+        How many drafts each row accepts, int64 `[B]`, and the token after them, int64 `[B]`.
     """
     at_drafts = drafts.unsqueeze(-1)
     p, q = target[:, :-1].gather(-1, at_drafts).squeeze(-1), proposal.gather(-1, at_drafts).squeeze(-1)  # [B, d]
     uniform = torch.rand(drafts.shape, generator=generator, device=drafts.device)
-    kept = (uniform * q < p).long().cumprod(dim=-1).sum(dim=-1)  # [B]
-    rows = torch.arange(len(kept), device=kept.device)
-    p = target[rows, kept]  # [B, V]
-    residual = (p - torch.nn.functional.pad(proposal, (0, 0, 0, 1))[rows, kept]).clamp(min=0)
+    accepted = (uniform * q < p).long().cumprod(dim=-1).sum(dim=-1)  # [B]
+    rows = torch.arange(len(accepted), device=accepted.device)
+    p = target[rows, accepted]  # [B, V]
+    residual = (p - torch.nn.functional.pad(proposal, (0, 0, 0, 1))[rows, accepted]).clamp(min=0)
     # p = q up to rounding may leave nothing, and then p itself is what the residual stands for.
-    return kept, draw(torch.where(residual.sum(dim=-1, keepdim=True) > 0, residual, p), generator)
+    return accepted, draw(torch.where(residual.sum(dim=-1, keepdim=True) > 0, residual, p), generator)

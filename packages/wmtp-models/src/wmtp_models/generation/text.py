@@ -6,7 +6,7 @@ from wmtp_models.policy import MtpForCausalLM
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """A prompt as the beginning of a document: behind the tokenizer's BOS where it puts one, and no EOS behind it.
+    """Encode a prompt as the beginning of a document: behind the tokenizer's BOS where it puts one, and no EOS behind it.
 
     Nothing for an empty text.
     """
@@ -15,12 +15,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def bos_prefix(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """What stands before every document, in training as in decoding: the BOS of a tokenizer that puts one."""
+    """Return what stands before every document, in training as in decoding: the BOS of a tokenizer that puts one."""
     return [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
 
 
 def stop_tokens(policy: MtpForCausalLM, tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    """What ends a text: the tokenizer's EOS, as in the training data, and what transformers' `generate` stops at."""
+    """Return what ends a text: the tokenizer's EOS, as in the training data, and what transformers' `generate` stops at."""
     ends = policy.causal_lm.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     return {*ends, tokenizer.eos_token_id} - {None}
@@ -42,7 +42,7 @@ class TextStream:
         self._told = len(self._text(self._tokens))
 
     def put(self, tokens: list[int]) -> str:
-        """What these tokens add, as far as no later token can change it."""
+        """Return what these tokens add, as far as no later token can change it."""
         self._tokens += tokens
         text = self._text(self._tokens)
         # The bytes of an unfinished character decode as U+FFFD for now.
@@ -52,7 +52,7 @@ class TextStream:
         return new
 
     def end(self) -> str:
-        """What was held back."""
+        """Return what was held back."""
         return self._tell(self._text(self._tokens))
 
     def _forget(self) -> None:
