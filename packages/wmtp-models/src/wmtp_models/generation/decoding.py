@@ -89,9 +89,8 @@ def generate(
         drafts = verifier.drafts.shape[1]
         states = states[:, -1 - drafts :]  # [B, d + 1, H, D]
         accepted, following = verifier.verify(unembedding(states[:, :, 0]).float(), live)  # [B], [B]
-        for row, drafted, n, token in zip(
-            live, verifier.drafts.tolist(), kept.tolist(), following.tolist(), strict=True
-        ):
+        proposed = zip(live, verifier.drafts.tolist(), accepted.tolist(), following.tolist(), strict=True)
+        for row, drafted, n, token in proposed:
             new = row.add([*drafted[:n], token])
             result.count_tokens(row, drafts, n, len(new))
             if on_tokens is not None:

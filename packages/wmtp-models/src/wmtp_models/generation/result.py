@@ -29,7 +29,7 @@ class Generation:
 
     @property
     def tokens_per_forward(self) -> float:
-        """Return new tokens per forward of one row, tie_forwards counted: 1 is plain decoding, H the most there can be."""
+        """Return new tokens per forward of one row, `tie_forwards` counted: 1 is plain decoding, H the most."""
         return self.new_tokens / (self.row_forwards + self.tie_forwards)
 
     @property

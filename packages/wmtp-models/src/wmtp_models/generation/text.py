@@ -6,7 +6,7 @@ from wmtp_models.policy import MtpForCausalLM
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Encode a prompt as the beginning of a document: behind the tokenizer's BOS where it puts one, and no EOS behind it.
+    """Encode a prompt as the beginning of a document: after the tokenizer's BOS where it puts one, without an EOS.
 
     Nothing for an empty text.
     """
@@ -20,7 +20,7 @@ def bos_prefix(tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 def stop_tokens(policy: MtpForCausalLM, tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    """Return what ends a text: the tokenizer's EOS, as in the training data, and what transformers' `generate` stops at."""
+    """Return what ends a text: the tokenizer's EOS, as in training data, and what transformers' `generate` stops at."""
     ends = policy.causal_lm.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     return {*ends, tokenizer.eos_token_id} - {None}
