@@ -34,7 +34,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, help="folder of a WMTP model and its tokenizer")
     source = parser.add_mutually_exclusive_group()
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str]:
-    """One prompt, or one a line."""
+    """Return one prompt, or one a line."""
     if arguments.prompt is not None:
         return [arguments.prompt]
     try:
@@ -85,14 +85,14 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
 
 
 def open_sampling(arguments: argparse.Namespace) -> Sampling | None:
-    """How to draw tokens, where any of its options is given."""
+    """Return how to draw tokens, where any of its options is given."""
     names = ("temperature", "top_k", "top_p", "seed")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     return Sampling(**given) if given else None
 
 
 def open_model(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerFast, MtpForCausalLM]:
-    """A WMTP model, on the GPU where there is one, and the tokenizer beside it."""
+    """Return a WMTP model, on the GPU where there is one, and the tokenizer beside it."""
     policy = load_wmtp(source, dtype).eval()
     return load_tokenizer(source), policy.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -107,7 +107,7 @@ class Printer:
         self._turn = 0
 
     def put(self, number: int, tokens: list[int], ended: bool) -> None:
-        """A row's next tokens."""
+        """Print a row's next tokens, when it is its turn."""
         self._waiting[number] += self._streams[number].put(tokens)
         if ended:
             self._waiting[number] += self._streams[number].end() + "\n"
@@ -121,7 +121,7 @@ class Printer:
 
 
 def report(result: Generation) -> str:
-    """What the heads were worth."""
+    """Return what the heads were worth."""
     heads = ", ".join(f"head {h} {share:.0%}" for h, share in enumerate(result.acceptance, start=1))
     settled = f"; {result.tie_forwards} forwards of the plain model settled near-ties" if result.tie_forwards else ""
     return (

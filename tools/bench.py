@@ -28,7 +28,7 @@ _ROUNDS, _QUICK_ROUNDS = 5, 2
 
 
 def bench(options: Options, only: str | None) -> None:
-    """Measures, prints and writes.
+    """Measure, prints and writes.
 
     Args:
         only: "loss" or "step"; None: both.
@@ -71,7 +71,7 @@ def _comparisons(options: Options, only: str | None, skipped: dict[str, str]) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Time the loss op and the training step.")
     add_options(parser)
     parser.add_argument("--only", choices=["loss", "step"], help="default: both")

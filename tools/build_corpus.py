@@ -44,7 +44,7 @@ from wmtp_core.errors import UserError
 
 
 def build(output: Path, source: str, wheels: Path, limit_bytes: int | None, seed: int) -> dict[str, dict[str, Any]]:
-    """Writes the corpus to the folder `output` and returns the manifest's description of each split.
+    """Write the corpus to the folder `output` and returns the manifest's description of each split.
 
     Raises:
         UserError: `limit_bytes` is not positive, a source is missing, or `output` cannot be taken.
@@ -75,7 +75,7 @@ def _write(file: Path, documents: list[Document]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Build a corpus of Python code with labelled noise.")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--source", choices=("installed", "wheels"), default="installed", help="where text comes from")

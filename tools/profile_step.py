@@ -25,7 +25,7 @@ _QUICK = StepShape(512, batch=2, length=16, hidden_size=32, layers=2)
 
 
 def profile(options: Options) -> None:
-    """Measures, prints and writes."""
+    """Measure, prints and writes."""
     shape = _QUICK if options.quick else _ON_CUDA if options.device.type == "cuda" else _ON_CPU
     steps = 2 if options.quick else 8
     machine, versions = describe_machine(options.device), describe_versions()
@@ -48,7 +48,7 @@ def profile(options: Options) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Show where a training step's time goes.")
     add_options(parser)
     given = list(sys.argv[1:] if arguments is None else arguments)

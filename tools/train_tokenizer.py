@@ -25,7 +25,7 @@ _SMALLEST = 257  # every byte, and the end of a text
 
 
 def train(files: Sequence[Path], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of exactly `vocab_size` tokens, learnt from the text columns of jsonl files.
+    """Return a tokenizer of exactly `vocab_size` tokens, learnt from the text columns of jsonl files.
 
     Raises:
         UserError: a file is missing or broken, or holds too little text for `vocab_size`.
@@ -70,7 +70,7 @@ def _texts(file: Path) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Train a byte-level BPE tokenizer.")
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE.jsonl", help="what to learn from")
     parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="tokens (default: %(default)s)")

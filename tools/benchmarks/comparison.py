@@ -48,7 +48,7 @@ class Comparison:
         return spread([sample[clock] for sample in self.measurements[name].samples])
 
     def memory_ratio(self, name: str) -> float | None:
-        """Peak memory of a variant over that of the first."""
+        """Return peak memory of a variant over that of the first."""
         mine, its = self.measurements[name].peak_bytes, self._first.peak_bytes
         return None if mine is None or its is None else mine / its
 

@@ -52,7 +52,7 @@ def check_loss_variant(variant: LossVariant, problem: LossProblem) -> float:
 def check_selection(
     name: str, weights: Tensor, ce: Tensor, reference_ce: Tensor, valid: Tensor, slack: float, k_percent: float = 0.6
 ) -> None:
-    """Head 0 whole, later heads exactly their k valid targets of highest excess loss.
+    """Check that head 0 is whole, and that later heads keep exactly their k valid targets of highest excess loss.
 
     Args:
         weights: `[B, S, H]`, 0 and 1.
@@ -76,7 +76,7 @@ def check_selection(
 
 
 def require_close(name: str, found: Tensor, expected: Tensor | None, tolerance: float) -> float:
-    """The norm of the difference over the norm of what is expected, unless that is above the tolerance."""
+    """Require two tensors equal but for rounding; returns the largest difference."""
     assert expected is not None
     error = float((found.double() - expected.double()).norm() / expected.double().norm())
     if not error <= tolerance:

@@ -14,7 +14,7 @@ BARS = {"loss": "#2f7fd0", "step": "#009e73"}
 
 
 def draw_comparisons(comparisons: Sequence[Comparison], caption: str) -> bytes:
-    """A PNG with a panel for each comparison: bars are median time ratios, whiskers the lowest and highest."""
+    """Return a PNG with a panel for each comparison: bars are median time ratios, whiskers the lowest and highest."""
     operations = list(dict.fromkeys(comparison.operation for comparison in comparisons))
     columns = max(sum(c.operation == operation for c in comparisons) for operation in operations)
     figure = Figure(figsize=(1.2 + 4.3 * columns, 0.7 + 2.7 * len(operations)), layout="constrained")
@@ -30,7 +30,7 @@ def draw_comparisons(comparisons: Sequence[Comparison], caption: str) -> bytes:
 
 
 def draw_parts(parts: dict[str, dict[str, float]], colours: dict[str, str], caption: str) -> bytes:
-    """A PNG with a bar for each algorithm, stacked from the seconds of its parts."""
+    """Return a PNG with a bar for each algorithm, stacked from the seconds of its parts."""
     figure = Figure(figsize=(9, 1.3 + 0.55 * len(parts)), layout="constrained")
     axes = figure.subplots()
     for row, (name, seconds) in enumerate(parts.items()):

@@ -80,12 +80,12 @@ def _compare(
 
 
 def prepare_loss(name: str, shape: LossShape, device: torch.device, dtype: torch.dtype) -> Callable[[], LossResult]:
-    """A problem of that shape and the variant of that name, to be run on it."""
+    """Return a problem of that shape and the variant of that name, to be run on it."""
     return partial(loss_variants(device)[0][name], make_loss_problem(shape, device, dtype))
 
 
 def inspect(variant: LossVariant, problem: LossProblem) -> tuple[int, float | None]:
-    """FLOP of one run's matrix products as torch counts them, and the share hinted wrong, if the variant hints.
+    """Return FLOP of one run's matrix products as torch counts them, and the share hinted wrong, if the variant hints.
 
     A peer hides its products in operators of its own, so its count would be too low.
     """
@@ -95,5 +95,5 @@ def inspect(variant: LossVariant, problem: LossProblem) -> tuple[int, float | No
 
 
 def _addmm_flop(_total: list[int], a: list[int], b: list[int], **_: Any) -> int:
-    """Torch counts `addmm`, and not `addmm_`: shapes `[n, k]` and `[k, m]`."""
+    """Return torch counts `addmm`, and not `addmm_`: shapes `[n, k]` and `[k, m]`."""
     return 2 * a[0] * a[1] * b[1]

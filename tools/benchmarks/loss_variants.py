@@ -89,7 +89,10 @@ class WatchedHint:
         return weights
 
     def share_wrong(self, weights: Tensor, valid: Tensor) -> float:
-        """Share of the valid predictions, bool `[B, S, H]`, that were kept and should not be, or the other way."""
+        """Return share of the valid predictions, bool `[B, S, H]`, that were kept and should not be.
+
+        Or the other way.
+        """
         hinted = torch.zeros_like(weights).flatten(0, 1)  # [P, H]
         hinted[torch.cat(self.said["positions"])] = torch.cat(self.said["weights"])
         wrong = (hinted.view_as(weights) != 0) != (weights != 0)
@@ -97,7 +100,7 @@ class WatchedHint:
 
 
 def share_hinted_wrong(variant: LossVariant, problem: LossProblem) -> float | None:
-    """How much of a problem the variant's hint gets wrong; None where it has no hint."""
+    """Return how much of a problem the variant's hint gets wrong; None where it has no hint."""
     watched: list[WatchedHint] = []
 
     def watch(hint: WeightHint) -> WatchedHint:
@@ -109,7 +112,7 @@ def share_hinted_wrong(variant: LossVariant, problem: LossProblem) -> float | No
 
 
 def loss_variants(device: torch.device) -> tuple[dict[str, LossVariant], dict[str, str]]:
-    """What there is to compare on a device, by name and the naive form first, and why the rest is not."""
+    """Return what there is to compare on a device, by name and the naive form first, and why the rest is not."""
     variants = [
         LossVariant(NAIVE, RHO1, _naive),
         LossVariant("fused, no selection", UNIFORM),
@@ -126,5 +129,5 @@ def loss_variants(device: torch.device) -> tuple[dict[str, LossVariant], dict[st
 
 
 def _naive(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The logits of all heads at once, and autograd."""
+    """Return the logits of all heads at once, and autograd."""
     return dense_cross_entropy(torch.nn.functional.linear(hidden, weight), targets)

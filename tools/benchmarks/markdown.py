@@ -14,7 +14,7 @@ LEGEND = (
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """A heading and a table with a row for each variant."""
+    """Return a heading and a table with a row for each variant."""
     first = next(iter(comparison.measurements))
     columns = {"": list(comparison.measurements)}
     for clock in comparison.clocks:

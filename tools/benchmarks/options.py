@@ -26,7 +26,7 @@ class Options:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """`--output`, `--device`, `--dtype` and `--quick`."""
+    """Add `--output`, `--device`, `--dtype` and `--quick`."""
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
     parser.add_argument("--dtype", choices=list(_DTYPES), default="float32", help="default: %(default)s")
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_options(parsed: argparse.Namespace, script: str, arguments: list[str]) -> Options:
-    """The options, after the output folder was made: nothing is measured in vain.
+    """Return the options, after the output folder was made: nothing is measured in vain.
 
     Raises:
         UserError: no such device, or a folder that cannot be written.

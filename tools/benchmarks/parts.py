@@ -44,11 +44,11 @@ class PartClock:
         self._last = 0.0
 
     def start(self) -> None:
-        """What came before belongs to no part."""
+        """Count what came before to no part."""
         self._last = self._now()
 
     def mark(self, part: str) -> None:
-        """The part is over. On CUDA this waits for it, so parts do not overlap here as they do in training."""
+        """Return the part is over. On CUDA this waits for it, so parts do not overlap here as they do in training."""
         now = self._now()
         self.seconds[part] += now - self._last
         self._last = now
@@ -105,7 +105,10 @@ class _MarkedHint:
 def measure_parts(
     variant: StepVariant, shape: StepShape, device: torch.device, dtype: torch.dtype, steps: int
 ) -> dict[str, float]:
-    """Mean seconds of each part of a step, after two steps to warm up; batches come from the trainer's own loader."""
+    """Return mean seconds of each part of a step, after two steps to warm up.
+
+    Batches come from the trainer's own loader.
+    """
     clock = PartClock(device)
     marked = replace(variant, weighting=_MarkedWeighting(variant.weighting, clock.mark))
     step = TrainingStep(marked, shape, device, dtype, clock.mark)
@@ -141,7 +144,7 @@ def _mark_inside(policy: MtpForCausalLM, mark: Mark) -> None:
 
 
 def _batches(shape: StepShape, device: torch.device) -> Iterator[Batch]:
-    """Endless batches of random tokens, two documents a row, with scores."""
+    """Return endless batches of random tokens, two documents a row, with scores."""
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(shape.vocab_size, (_ROWS, shape.length), generator=draw).tolist()
     halves = [shape.length // 2, shape.length - shape.length // 2]

@@ -17,7 +17,7 @@ class Unavailable(Exception):
 
 
 def _torch_chunked(device: torch.device) -> PerTokenLoss:
-    """`torch.nn.functional.linear_cross_entropy` in chunks as large as ours.
+    """Load `torch.nn.functional.linear_cross_entropy` in chunks as large as ours.
 
     Its own choice is rows · D / V, which is a few rows where V is large and the batch of a benchmark small.
     """
@@ -32,7 +32,7 @@ def _torch_chunked(device: torch.device) -> PerTokenLoss:
 
 
 def _liger(device: torch.device) -> PerTokenLoss:
-    """Liger-Kernel (Hsu et al., arXiv 2410.10989)."""
+    """Load Liger-Kernel (Hsu et al., arXiv 2410.10989)."""
     _require("liger_kernel", "liger-kernel", device)
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # type: ignore[import-not-found]
 

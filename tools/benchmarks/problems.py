@@ -55,7 +55,7 @@ class LossProblem:
 
 
 def make_loss_problem(shape: LossShape, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LossProblem:
-    """A problem of that shape, the same for the same seed whatever the device.
+    """Return a problem of that shape, the same for the same seed whatever the device.
 
     A prediction's loss is about `log V` less how well its hidden state points at its target. That differs from document
     to document and from token to token, falls with the head, and the reference agrees with it in part.

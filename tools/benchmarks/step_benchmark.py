@@ -78,7 +78,7 @@ def check_step(name: str, variant: StepVariant, device: torch.device, dtype: tor
 
 
 def _gradients(step: TrainingStep) -> Tensor:
-    """Every gradient of the policy in one vector."""
+    """Return every gradient of the policy in one vector."""
     gradients = [p.grad for p in step.policy.parameters() if p.grad is not None]
     return torch.cat([gradient.flatten() for gradient in gradients])
 
@@ -100,5 +100,5 @@ def _compare(
 
 
 def prepare_step(name: str, shape: StepShape, device: torch.device, dtype: torch.dtype) -> TrainingStep:
-    """A training step of the variant of that name."""
+    """Return a training step of the variant of that name."""
     return TrainingStep(STEP_VARIANTS[name], shape, device, dtype)

@@ -20,7 +20,7 @@ class StepShape:
 
 
 def small_llama(shape: StepShape) -> PreTrainedModel:
-    """A new Llama, drawn from torch's generator."""
+    """Return a new Llama, drawn from torch's generator."""
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -36,6 +36,6 @@ def small_llama(shape: StepShape) -> PreTrainedModel:
 
 
 def frequent_and_rare_tokens(shape: StepShape) -> Tensor:
-    """int64 `[B, S]`, as uneven as in text (Zipf), drawn from torch's generator."""
+    """Return int64 `[B, S]`, as uneven as in text (Zipf), drawn from torch's generator."""
     frequencies = 1 / torch.arange(1, shape.vocab_size + 1)
     return torch.multinomial(frequencies, shape.batch * shape.length, replacement=True).view(shape.batch, shape.length)

@@ -15,7 +15,7 @@ _NATURAL_SHARE = 0.2  # characters of natural noise per character of clean code,
 
 
 def assemble(sources: Iterable[SourceFile], seed: int, limit: int | None) -> dict[str, list[Document]]:
-    """The documents of each of `SPLITS`, in an order that the paths alone decide.
+    """Return the documents of each of `SPLITS`, in an order that the paths alone decide.
 
     Args:
         limit: about how many bytes the training file shall have (other splits in proportion), or None for all.
@@ -29,7 +29,10 @@ def assemble(sources: Iterable[SourceFile], seed: int, limit: int | None) -> dic
 
 
 def _sorted_files(sources: Iterable[SourceFile]) -> tuple[list[SourceFile], list[SourceFile]]:
-    """Candidates for clean code, and natural noise, by digest of their paths, without short files and duplicates."""
+    """Return candidates for clean code, and natural noise, by digest of their paths.
+
+    Without short files and duplicates.
+    """
     code: list[SourceFile] = []
     natural: list[SourceFile] = []
     seen = set()
@@ -46,7 +49,7 @@ def _place(item: SourceFile | Document) -> float:
 
 
 def _clean_splits(files: list[SourceFile], limit: int | None) -> dict[str, dict[str, list[Document]]]:
-    """The clean documents by split and path; parses files only until each split has its share of the limit."""
+    """Return the clean documents by split and path; parses files only until each split has its share of the limit."""
     splits: dict[str, dict[str, list[Document]]] = {split: {} for split in SHARES}
     sizes = dict.fromkeys(SHARES, 0)
     for file in files:

@@ -21,7 +21,7 @@ _MARK = re.compile(f"[{re.escape(''.join(_WRONG))}]")
 
 
 def break_code(text: str, rng: Random) -> tuple[str, list[Span]]:
-    """Returns the edited text and the spans of its edits."""
+    """Return the edited text and the spans of its edits."""
     edited = list(text)
     spans = []
     for mark in _MARK.finditer(text):

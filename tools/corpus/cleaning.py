@@ -11,14 +11,17 @@ _GENERATED = re.compile(r"(?im)^#.*generated\b|\bfile is generated\b|\bgenerated
 
 
 def is_natural_noise(text: str) -> bool:
-    """Tables and generated text: many digits, mostly overlong lines, or a head that says that a program wrote it."""
+    """Return tables and generated text: many digits, mostly overlong lines.
+
+    Or a head that says that a program wrote it.
+    """
     overlong = sum(len(line) for line in text.split("\n") if len(line) > _LONGEST_LINE)
     table = _digit_share(text) > _MOST_DIGITS["table"]
     return table or overlong > len(text) / 5 or bool(_GENERATED.search(text[:400]))
 
 
 def parse_clean(text: str) -> ast.Module | None:
-    """The syntax tree of clean, documented code, or None where the text is not that.
+    """Return the syntax tree of clean, documented code, or None where the text is not that.
 
     Between clean code and natural noise lies text that is neither, say code with one overlong line.
     """
@@ -33,7 +36,7 @@ def parse_clean(text: str) -> ast.Module | None:
 
 
 def parse(text: str) -> ast.Module | None:
-    """The syntax tree, or None where the text is not Python; warnings about odd but legal code are dropped."""
+    """Return the syntax tree, or None where the text is not Python; warnings about odd but legal code are dropped."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

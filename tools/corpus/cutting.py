@@ -9,7 +9,7 @@ LONGEST = 6000  # characters; only one indivisible statement, such as a long doc
 
 
 def cut_code(text: str, tree: ast.Module) -> list[str]:
-    """Cuts a file between statements, the outermost that do; the pieces join to `text` again."""
+    """Cut a file between statements, the outermost that do; the pieces join to `text` again."""
     starts = [0]  # of each line, and the end; by newlines alone, as the syntax tree counts them
     for line in text.split("\n"):
         starts.append(min(starts[-1] + len(line) + 1, len(text)))
@@ -23,7 +23,7 @@ def cut_code(text: str, tree: ast.Module) -> list[str]:
 
 
 def cut_lines(text: str) -> list[str]:
-    """Cuts any text after line ends, and within a line that is too long by itself; the pieces join to `text` again."""
+    """Cut any text after line ends, and within a line that is too long by itself; the pieces join to `text` again."""
     pieces, start = [], 0
     while len(text) - start > LONGEST:
         end = text.rfind("\n", start + SHORTEST, start + LONGEST) + 1 or start + LONGEST

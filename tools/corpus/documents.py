@@ -20,7 +20,7 @@ class Document(NamedTuple):
 
 
 def clean_documents(path: str, text: str) -> list[Document]:
-    """The documents of a clean file; none where the file is not clean."""
+    """Return the documents of a clean file; none where the file is not clean."""
     tree = cleaning.parse_clean(text)
     if tree is None:
         return []
@@ -29,7 +29,7 @@ def clean_documents(path: str, text: str) -> list[Document]:
 
 
 def noisy_documents(clean: list[Document], seed: int) -> list[Document]:
-    """A file's clean documents after the noise process: each may be broken, and each may get noise spans."""
+    """Return a file's clean documents after the noise process: each may be broken, and each may get noise spans."""
     noisy = []
     for number, document in enumerate(clean):
         rng = Random(f"{seed} {document.path}")
@@ -43,7 +43,7 @@ def noisy_documents(clean: list[Document], seed: int) -> list[Document]:
 
 
 def natural_documents(path: str, text: str) -> list[Document]:
-    """The documents of a file that is noise from end to end."""
+    """Return the documents of a file that is noise from end to end."""
     pieces = cutting.cut_lines(text)
     return [
         Document(name, piece, [Span(0, len(piece), "natural")], None)

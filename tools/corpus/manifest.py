@@ -10,7 +10,7 @@ from corpus.documents import Document
 
 
 def describe(file: Path, documents: list[Document]) -> dict[str, Any]:
-    """Counts of one split and of the file it was written to; shares are of the split's characters."""
+    """Return counts of one split and of the file it was written to; shares are of the split's characters."""
     characters = sum(len(document.text) for document in documents)
     noise: Counter[str] = Counter()
     for document in documents:

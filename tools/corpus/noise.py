@@ -21,7 +21,7 @@ class Span(NamedTuple):
 
 
 def insert_noise(text: str, spans: list[Span], rng: Random) -> tuple[str, list[Span]]:
-    """Puts blocks of noise at seeded line starts of `text`, and moves the given `spans` along.
+    """Put blocks of noise at seeded line starts of `text`, and moves the given `spans` along.
 
     No given span may cross a line end. Returns the new text and all its spans, sorted and disjoint.
     """

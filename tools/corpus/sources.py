@@ -26,7 +26,7 @@ class SourceFile(NamedTuple):
 
 
 def installed_sources() -> Iterator[SourceFile]:
-    """The Python files of the standard library and of `PACKAGES`, in no particular order."""
+    """Return the Python files of the standard library and of `PACKAGES`, in no particular order."""
     yield from _python_files(Path(sysconfig.get_path("stdlib")), "")
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -36,17 +36,17 @@ def installed_sources() -> Iterator[SourceFile]:
 
 
 def installed_versions() -> dict[str, str]:
-    """What the text of `installed_sources` depends on: the versions of Python and of the packages."""
+    """Return what the text of `installed_sources` depends on: the versions of Python and of the packages."""
     return {"python": platform.python_version()} | {package: metadata.version(package) for package in PACKAGES}
 
 
 def wanted(path: str) -> bool:
-    """Whether the file at this relative path is neither a test nor peculiar to one machine."""
+    """Return whether the file at this relative path is neither a test nor peculiar to one machine."""
     return not any(fnmatchcase(part, pattern) for part in path.split("/") for pattern in _LEFT_OUT)
 
 
 def decode(data: bytes) -> str | None:
-    """UTF-8 text with plain newlines, or None where the bytes are in another encoding."""
+    """Return UTF-8 text with plain newlines, or None where the bytes are in another encoding."""
     try:
         return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:

@@ -7,12 +7,12 @@ FEWEST = 4  # files per split, however small the limit
 
 
 def digest(path: str) -> float:
-    """A number in [0, 1) that the path alone decides, evenly spread; splits and every order go by it."""
+    """Return a number in [0, 1) that the path alone decides, evenly spread; splits and every order go by it."""
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:6]) / 2**48
 
 
 def split_of(path: str) -> str:
-    """The split of the file at this relative path; it never depends on the seed or on the other files."""
+    """Return the split of the file at this relative path; it never depends on the seed or on the other files."""
     position, end = digest(path), 0.0
     for split, share in SHARES.items():
         end += share

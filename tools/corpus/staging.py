@@ -10,7 +10,7 @@ from wmtp_core.errors import UserError
 
 @contextmanager
 def staged_folder(output: Path, marker: str) -> Iterator[Path]:
-    """Yields an empty folder beside `output`, which takes its place when the block ends without an error.
+    """Yield an empty folder beside `output`, which takes its place when the block ends without an error.
 
     Raises:
         UserError: `output` is something else than a folder which an earlier run made (one that holds the file

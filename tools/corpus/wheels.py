@@ -29,7 +29,7 @@ class WheelFiles(NamedTuple):
 
 
 def read_pins(file: Path = PINNED) -> list[WheelFiles]:
-    """The lines of `wheels.txt`."""
+    """Return the lines of `wheels.txt`."""
     pins = []
     for line in file.read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
@@ -41,7 +41,7 @@ def read_pins(file: Path = PINNED) -> list[WheelFiles]:
 
 
 def wheel_sources(pins: list[WheelFiles], folder: Path) -> Iterator[SourceFile]:
-    """The files that `pins` name; wheels which `folder` lacks are downloaded into it.
+    """Return the files that `pins` name; wheels which `folder` lacks are downloaded into it.
 
     Raises:
         UserError: a wheel is neither in `folder` nor to be had, or is not a zip file.
@@ -58,7 +58,7 @@ def wheel_sources(pins: list[WheelFiles], folder: Path) -> Iterator[SourceFile]:
 
 
 def wheel_versions(pins: list[WheelFiles], folder: Path) -> dict[str, str]:
-    """Each wheel's version and SHA-256, by name; `folder` must hold them all."""
+    """Return each wheel's version and SHA-256, by name; `folder` must hold them all."""
     versions = {}
     for pin in pins:
         wheel = find_wheel(pin, folder)
@@ -68,7 +68,7 @@ def wheel_versions(pins: list[WheelFiles], folder: Path) -> dict[str, str]:
 
 
 def find_wheel(pin: WheelFiles, folder: Path) -> Path | None:
-    """The wheel of this name and version in `folder`, if it is there."""
+    """Return the wheel of this name and version in `folder`, if it is there."""
     for wheel in sorted(folder.glob("*.whl")):
         name, version = wheel.name.split("-")[:2]
         if (_normalized(name), version) == (_normalized(pin.name), pin.version):

@@ -60,7 +60,7 @@ def lambda_return_losses(
 
 
 def ranking_losses(values: Tensor, pairs: Tensor, document_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """`−log σ(V_chosen − V_rejected)` at the last tokens of a pair of documents that stand next to each other.
+    """Return `−log σ(V_chosen − V_rejected)` at the last tokens of a pair of documents that stand next to each other.
 
     Args:
         values: float32 `[B, S]`.
@@ -81,26 +81,26 @@ def ranking_losses(values: Tensor, pairs: Tensor, document_ids: Tensor) -> tuple
 
 
 def document_starts(document_ids: Tensor) -> Tensor:
-    """bool `[B, S]`: where a packed document (or the rest of one) begins."""
+    """Return bool `[B, S]`: where a packed document (or the rest of one) begins."""
     starts = torch.ones_like(document_ids, dtype=torch.bool)
     starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
     return starts
 
 
 def document_ends(document_ids: Tensor) -> Tensor:
-    """bool `[B, S]`: where a packed document (or what the row holds of it) ends."""
+    """Return bool `[B, S]`: where a packed document (or what the row holds of it) ends."""
     ends = torch.ones_like(document_ids, dtype=torch.bool)
     ends[:, :-1] = document_ids[:, 1:] != document_ids[:, :-1]
     return ends
 
 
 def _ends(values: Tensor, document_ids: Tensor | None) -> Tensor:
-    """As `document_ends`; without ids each row of `values` is one document."""
+    """Return what `document_ends` does; without ids each row of `values` is one document."""
     return document_ends(torch.zeros_like(values) if document_ids is None else document_ids)
 
 
 def _sum_from_the_right(constants: Tensor, decay: Tensor) -> Tensor:
-    """`x_t = constants_t + decay_t · x_{t+1}` along the last dimension, by doubling: log2(S) steps and not S."""
+    """Return `x_t = constants_t + decay_t · x_{t+1}` along the last dimension, by doubling: log2(S) steps, not S."""
     step = 1
     while step < constants.shape[-1]:
         constants = constants + decay * torch.nn.functional.pad(constants[:, step:], (0, step))

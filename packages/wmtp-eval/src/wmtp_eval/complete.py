@@ -17,7 +17,7 @@ def complete(
     sampling: Sampling | None,
     batch_size: int,
 ) -> list[str]:
-    """What the model writes after each prompt, decoded by its heads, up to the first of the stops.
+    """Return what the model writes after each prompt, decoded by its heads, up to the first of the stops.
 
     Args:
         prompts: token ids, each shorter than the context.

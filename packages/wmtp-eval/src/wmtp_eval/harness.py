@@ -60,7 +60,7 @@ class PolicyLM(TemplateLM):
         return self.eot_token_id if token is None else token
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids; by default with the tokenizer's special tokens, unless they stand in the text."""
+        """Return token ids; by default with the tokenizer's special tokens, unless they stand in the text."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
         tokens: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
@@ -68,7 +68,7 @@ class PolicyLM(TemplateLM):
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
-        """log P(continuation | context) in nats, and whether it is what greedy decoding gives."""
+        """Return log P(continuation | context) in nats, and whether it is what greedy decoding gives."""
         if (most := max((len(continuation) for _, _, continuation in requests), default=0)) > self.max_length:
             raise UserError(
                 f"a task's answer has {most} tokens, and the model's context is {self.max_length}: shorten it"
@@ -84,7 +84,10 @@ class PolicyLM(TemplateLM):
         return [answers[i] for i in range(len(requests))]
 
     def _last_tokens(self, texts: list[list[int]], counts: list[int]) -> tuple[list[float], list[bool]]:
-        """The log-probability of the last so many tokens of each text, and whether head 0 predicts all of them."""
+        """Return the log-probability of the last so many tokens of each text.
+
+        And whether head 0 predicts all of them.
+        """
         rows = [torch.tensor(text, device=self.policy.device) for text in texts]
         # Padding on the right, where no token before it can see it.
         states = self.policy.causal_lm.base_model(
@@ -99,7 +102,7 @@ class PolicyLM(TemplateLM):
         return sums, [bool(part.all()) for part in right.split(counts)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """log P(text) in nats, each token seen once, in windows of the model's context."""
+        """Return log P(text) in nats, each token seen once, in windows of the model's context."""
         windows = [
             [
                 (None, *make_disjoint_window(window))
@@ -113,7 +116,7 @@ class PolicyLM(TemplateLM):
         return [sum(next(answers)[0] for _ in of_one) for of_one in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Texts that go on from contexts, each up to one of its stops."""
+        """Return texts that go on from contexts, each up to one of its stops."""
         texts: dict[int, str] = {}
         by_options: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
@@ -140,7 +143,7 @@ class PolicyLM(TemplateLM):
 
 
 def run_tasks(lm: PolicyLM, tasks: list[str], folder: Path | None, limit: int | None) -> dict[str, float]:
-    """Figures `task/metric` of lm-eval's tasks.
+    """Return the metrics `task/metric` of lm-eval's tasks.
 
     Args:
         folder: of task files; then only the tasks in it are known. None: those that lm-eval brings.

@@ -63,12 +63,14 @@ def solve(
 
 
 def program(problem: Mapping[str, str], completion: str) -> str:
-    """The program that runs without an error if the completion is right."""
+    """Return the program that runs without an error if the completion is right."""
     return f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})\n"
 
 
 def pass_at_k(samples: list[Sample]) -> dict[str, float]:
-    """`pass@k`, the probability that one of k programs is right, for each k of 1, 10, 100 that there are programs for.
+    """Return `pass@k`, the probability that one of k programs is right, for each k of 1, 10.
+
+    100 that there are programs for.
 
     Unbiased: the mean over problems of 1 − C(n−c, k) / C(n, k), with c of n programs right (equation 1 of the paper).
     """

@@ -60,7 +60,7 @@ def shut_file_system(root: str) -> None:
 
 
 def drop_privileges(user: int) -> None:
-    """Become `user`, or stay who we are if it is 0; without any capability, and without a way to gain one."""
+    """Become `user`, or stay the same if it is 0; without any capability, and without a way to gain one."""
     for capability in range(64):
         if _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
             break  # beyond the last that this Linux knows
@@ -73,7 +73,7 @@ def drop_privileges(user: int) -> None:
 
 
 def set_limits(megabytes: int) -> None:
-    """Memory, file sizes, open files; no process or thread may be started, and no core is dumped."""
+    """Bound memory, file sizes and open files; no process or thread may be started, and no core is dumped."""
     for limit, most in (
         (resource.RLIMIT_AS, megabytes * 2**20),
         (resource.RLIMIT_FSIZE, 2**20),
@@ -85,7 +85,7 @@ def set_limits(megabytes: int) -> None:
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
-    """mount(2)."""
+    """Call mount(2)."""
     check(_LIBC.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()))
 
 

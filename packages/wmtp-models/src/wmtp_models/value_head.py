@@ -22,6 +22,6 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.value.bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """`[B, S, D]` to float32 `[B, S]`, in the units of the reward."""
+        """Return `[B, S, D]` to float32 `[B, S]`, in the units of the reward."""
         values: Tensor = self.value(self.activation(self.hidden(self.norm(hidden_states))))  # [B, S, 1]
         return values.squeeze(-1).float()

@@ -10,7 +10,7 @@ import torch
 
 
 def partial_of(path: Path) -> Path:
-    """The hidden name beside `path` under which it is made."""
+    """Return the hidden name beside `path` under which it is made."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -75,7 +75,7 @@ def remove_partials(folder: Path, pattern: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's entries, on the disk: a power cut keeps renames and loses data."""
+    """Put a file's content, or a folder's entries, on the disk: a power cut keeps renames and loses data."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

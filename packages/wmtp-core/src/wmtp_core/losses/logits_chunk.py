@@ -91,7 +91,7 @@ class CompiledChunkedLogits(ChunkedLogits):
     """
 
     def form(self, hidden: Tensor, targets: Tensor) -> LogitsChunk:
-        """As the base class; rows of gradient 0 give 0, whatever their logits."""
+        """Form a chunk as the base class does; rows of gradient 0 give 0, whatever their logits."""
         logits = torch.mm(hidden, self.weight.T, out=self.buffer("logits", len(hidden), self.weight.dtype))
         return _CompiledChunk(self, logits, targets)
 
@@ -132,12 +132,15 @@ def rows_per_chunk(weight: Tensor) -> int:
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Only once it is called: the compiler takes seconds to import."""
+    """Compile a function, only once it is called: the compiler takes seconds to import."""
     return torch.compile(function, dynamic=True)
 
 
 def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, and of each row the largest logit and the sum of exp(logit − largest): as one number they would round."""
+    """Return losses, and of each row the largest logit and the sum of exp(logit − largest).
+
+    As one number they would round.
+    """
     peaks = logits.amax(dim=-1).float()
     shifted = logits.float() - peaks[:, None]
     sums = shifted.exp().sum(dim=-1)

@@ -107,12 +107,12 @@ def note_circumstances(results: Results, plan: Plan) -> None:
 
 
 def is_trained(results: Results, plan: Plan) -> bool:
-    """Whether every run that the plan names has ended."""
+    """Return whether every run that the plan names has ended."""
     return all(results.has(arm, seed, LOSS) for arm in plan.arms for seed in plan.seeds)
 
 
 def is_complete(results: Results, plan: Plan) -> bool:
-    """Whether everything that the plan names has been measured."""
+    """Return whether everything that the plan names has been measured."""
     runs = [(arm, seed) for arm in plan.arms for seed in plan.seeds]
     decoded = all(results.has(*run, GREEDY) for run in runs if results.has(*run, "evaluation/clean/ce/head_1"))
     costs = all(results.has(arm, None, "cost/seconds") for arm in (*plan.arms, REFERENCE))
@@ -120,7 +120,10 @@ def is_complete(results: Results, plan: Plan) -> bool:
 
 
 def is_reportable(results: Results) -> bool:
-    """Whether a report can be drawn: everything is there that the plan in the file names, and it is such a plan."""
+    """Return whether a report can be drawn.
+
+    Everything is there that the plan in the file names, and it is such a plan.
+    """
     try:
         return is_complete(results, Plan.model_validate(results.facts.get("plan")))
     except ValidationError:
@@ -151,7 +154,7 @@ def complete(results: Results, plan: Plan, home: Path, runs: list[PlannedRun]) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Run a controlled experiment and report it.")
     parser.add_argument("plan", type=Path, nargs="?", metavar="PLAN.yaml", help="such as wmtp_lab/plans/cpu.yaml")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the experiment")

@@ -41,25 +41,25 @@ class Analysis:
         self.tokens_per_step: int = results.facts["tokens_per_step"]
 
     def per_step(self, arm: str, axis: Axis) -> float:
-        """What a step of an arm takes after any warm-up: tokens, FLOP, or seconds by the clock of the costs."""
+        """Return what a step of an arm takes after any warm-up: tokens, FLOP, or seconds by the clock of the costs."""
         if axis == "tokens":
             return self.tokens_per_step
         return _TYPICAL[axis](self.results.series[arm, None, f"cost/{_COSTS[axis]}"].values)
 
     def spent(self, arm: str, axis: Axis, steps: float) -> float:
-        """What the first so many steps of an arm take; those of its warm-up take what they take."""
+        """Return what the first so many steps of an arm take; those of its warm-up take what they take."""
         warm_up, first = self._warm_up(arm, axis)
         return min(steps, warm_up) * first + max(0, steps - warm_up) * self.per_step(arm, axis)
 
     def steps_within(self, arm: str, axis: Axis, budget: float) -> float:
-        """How many steps an arm takes within a budget: the inverse of `spent`."""
+        """Return how many steps an arm takes within a budget: the inverse of `spent`."""
         warm_up, first = self._warm_up(arm, axis)
         if budget <= warm_up * first:
             return budget / first
         return warm_up + (budget - warm_up * first) / self.per_step(arm, axis)
 
     def _warm_up(self, arm: str, axis: Axis) -> tuple[float, float]:
-        """The steps of an arm's warm-up, and what each of them takes."""
+        """Return the steps of an arm's warm-up, and what each of them takes."""
         if axis == "tokens" or not self.results.has(arm, None, "cost/warm_up_steps"):
             return 0, 0
         steps = self.results.final(arm, None, "cost/warm_up_steps")
@@ -67,29 +67,29 @@ class Analysis:
         return steps, _TYPICAL[axis](series.values)
 
     def arms_with(self, figure: str) -> list[str]:
-        """The arms that have this figure with every seed."""
+        """Return the arms that have this figure with every seed."""
         return [arm for arm in self.arms if all(self.results.has(arm, seed, figure) for seed in self.seeds)]
 
     def head_losses(self) -> list[str]:
-        """The figures of the losses on clean held-out text of every head that the baseline has."""
+        """Return the figures of the losses on clean held-out text of every head that the baseline has."""
         figures = (f"evaluation/clean/ce/head_{head}" for head in count())
         return list(takewhile(lambda figure: self.baseline in self.arms_with(figure), figures))
 
     def drafting_arms(self) -> list[str]:
-        """The arms whose drafts were counted; none if the baseline's were not, with which they are compared."""
+        """Return the arms whose drafts were counted; none if the baseline's were not, with which they are compared."""
         arms = self.arms_with(GREEDY)
         return arms if self.baseline in arms else []
 
     def curves(self, arm: str, figure: str) -> list[Series]:
-        """The figure over steps, a series for each seed."""
+        """Return the figure over steps, a series for each seed."""
         return [self.results.series[arm, seed, figure] for seed in self.seeds]
 
     def final(self, arm: str, figure: str) -> Interval:
-        """The figure's last value, over seeds."""
+        """Return the figure's last value, over seeds."""
         return t_interval([series.values[-1] for series in self.curves(arm, figure)])
 
     def difference(self, arm: str, other: str, figure: str, axis: Axis = "tokens") -> Interval:
-        """Arm − other, paired by seed, where the one of them that ends first on that axis has ended.
+        """Return arm − other, paired by seed, where the one of them that ends first on that axis has ended.
 
         Between two evaluations a curve is taken to be straight.
         """
@@ -101,13 +101,19 @@ class Analysis:
         return t_interval([float(mine - its) for mine, its in zip(*values, strict=True)])
 
     def steps_to_baseline(self, arm: str, figure: str) -> list[float | None]:
-        """For each seed, the share of the steps after which the arm reached the baseline's final value; None: never."""
+        """Return for each seed, the share of the steps after which the arm reached the baseline's final value.
+
+        None: never.
+        """
         pairs = zip(self.curves(arm, figure), self.curves(self.baseline, figure), strict=True)
         reached = [first_step_at(series, baseline.values[-1]) for series, baseline in pairs]
         return [None if step is None else step / self.steps for step in reached]
 
     def by_phase(self, arm: str, figure: str) -> list[Interval | None]:
-        """The mean of the evaluations in each third of the training, the one before it left out; None without any."""
+        """Return the mean of the evaluations in each third of the training, the one before it left out.
+
+        None without any.
+        """
         thirds = [self._thirds(curve) for curve in self.curves(arm, figure)]
         return [
             t_interval([mean(of_seed[i]) for of_seed in thirds]) if all(of_seed[i] for of_seed in thirds) else None
@@ -115,7 +121,7 @@ class Analysis:
         ]
 
     def kinds(self) -> list[str]:
-        """Kinds of text whose selection was measured, the clean one first."""
+        """Return kinds of text whose selection was measured, the clean one first."""
         found = {kind for arm in self.arms for kind in self.results.figures(arm, KEPT)}
         return sorted(found, key=lambda kind: (kind != "clean", kind))
 
@@ -127,13 +133,13 @@ class Analysis:
         return thirds
 
     def largest_difference_at_start(self, figure: str) -> float:
-        """Between any two arms with the same seed, before the first step: weights and text are the same."""
+        """Return between any two arms with the same seed, before the first step: weights and text are the same."""
         starts = [[self.results.series[arm, seed, figure].values[0] for arm in self.arms] for seed in self.seeds]
         return max(max(values) - min(values) for values in starts)
 
 
 def first_step_at(series: Series, value: float) -> float | None:
-    """The first step at which a series is down to `value`, straight between its points; None if it never is."""
+    """Return the first step at which a series is down to `value`, straight between its points; None if it never is."""
     points = list(zip(*series, strict=True))
     if points[0][1] <= value:
         return float(points[0][0])
@@ -144,7 +150,7 @@ def first_step_at(series: Series, value: float) -> float | None:
 
 
 def band(curves: list[Series], minus: list[Series] | None = None) -> list[Interval]:
-    """The interval over seeds at each step: of curves with common steps, or of their differences from others."""
+    """Return the interval over seeds at each step: of curves with common steps, or of their differences from others."""
     values = [series.values for series in curves]
     if minus is not None:
         values = [

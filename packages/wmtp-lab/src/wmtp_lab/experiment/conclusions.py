@@ -27,7 +27,7 @@ _HEAD_0 = (
 
 
 def limits(analysis: Analysis) -> list[str]:
-    """What no number of the report can tell."""
+    """Return what no number of the report can tell."""
     plan = analysis.results.facts["plan"]
     found = [*_LIMITS]
     if plan["train"].get("optimizer", {}).get("schedule") == "constant":
@@ -38,7 +38,7 @@ def limits(analysis: Analysis) -> list[str]:
 
 
 def conclusions(analysis: Analysis) -> list[str]:
-    """Sentences computed from the intervals."""
+    """Return sentences computed from the intervals."""
     if len(analysis.seeds) < 2:
         return ["One seed alone shows no difference: there is no interval, and no conclusion."]
     found = [_losses(analysis, axis) for axis in AXES]

@@ -100,7 +100,7 @@ def count_flop(operation: Callable[[], Any]) -> int:
 
 
 def _addmm_flop(_total: list[int], a: list[int], b: list[int], **_: Any) -> int:
-    """Of `[n, k]` and `[k, m]`."""
+    """Return of `[n, k]` and `[k, m]`."""
     return 2 * a[0] * a[1] * b[1]
 
 

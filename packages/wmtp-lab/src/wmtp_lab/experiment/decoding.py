@@ -16,7 +16,7 @@ ACCEPTED = {"greedy": GREEDY, "sampled": SAMPLED, "on the text": ON_TEXT}
 
 
 def held_out_prompts(file: Path, tokenizer: Path, plan: DecodingPlan) -> list[list[int]]:
-    """Evenly spaced pieces of the text of a jsonl file, none across two documents.
+    """Return evenly spaced pieces of the text of a jsonl file, none across two documents.
 
     Raises:
         UserError: too little text for as many prompts.
@@ -34,7 +34,9 @@ def held_out_prompts(file: Path, tokenizer: Path, plan: DecodingPlan) -> list[li
 
 
 def measure_decoding(model: Path, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
-    """Accepted drafts per verifying forward of a row, greedy and sampled at temperature 1, and each head's acceptance.
+    """Return accepted drafts per verifying forward of a row, greedy and sampled at temperature 1.
+
+    And each head's acceptance.
 
     A forward over the prompt drafts only, so it does not count. Greedy text of a small model soon repeats itself, which
     any head predicts; sampled text does not.

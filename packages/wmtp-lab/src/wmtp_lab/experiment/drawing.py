@@ -24,19 +24,22 @@ _STYLE: Any = {
 
 
 def arm_colours(arms: list[str], baseline: str) -> dict[str, str]:
-    """The same colour for an arm in every figure."""
+    """Return the same colour for an arm in every figure."""
     others = [arm for arm in arms if arm != baseline]
     return {baseline: INK} | {arm: _ARMS[i % len(_ARMS)] for i, arm in enumerate(others)}
 
 
 def arm_lines(arms: list[str], baseline: str) -> dict[str, str]:
-    """A style of line for each arm: arms that share a colour, where there are more arms than colours, differ in it."""
+    """Return a style of line for each arm: arms that share a colour, where there are more arms than colours.
+
+    Differ in it.
+    """
     others = [arm for arm in arms if arm != baseline]
     return {baseline: "-"} | {arm: ["-", "--", ":"][i // len(_ARMS) % 3] for i, arm in enumerate(others)}
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """White, in inches; draw in `style()`."""
+    """Make a white figure, in inches; draw in `style()`."""
     return Figure(figsize=(width, height), dpi=110, facecolor="white", layout="constrained")
 
 
@@ -46,14 +49,14 @@ def style() -> AbstractContextManager[None]:
 
 
 def png(figure: Figure) -> bytes:
-    """The same to the byte for the same figure."""
+    """Return the same to the byte for the same figure."""
     image = BytesIO()
     figure.savefig(image, format="png", metadata={"Software": None})
     return image.getvalue()
 
 
 def clean(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
-    """No frame, and faint lines along one axis."""
+    """Remove the frame, and draw faint lines along one axis."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
     axes.grid(axis=grid, linewidth=0.6, alpha=0.25)
@@ -61,7 +64,7 @@ def clean(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
 
 
 def draw_intervals(axes: Axes, intervals: Mapping[str, Interval | None], colours: Mapping[str, str]) -> None:
-    """A row for each name from the top: a dot at the mean, a whisker over the interval; nothing for None."""
+    """Draw a row for each name from the top: a dot at the mean, a whisker over the interval; nothing for None."""
     for row, (name, interval) in enumerate(intervals.items()):
         if interval is None:
             continue

@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Mean ± t · s / √n, the two-sided 95 % interval of a normal mean of unknown variance.
+    """Return mean ± t · s / √n, the two-sided 95 % interval of a normal mean of unknown variance.
 
     Args:
         values: one per seed; differences of two arms seed by seed make a paired comparison.
@@ -38,7 +38,7 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 @cache
 def t_quantile(degrees: int) -> float:
-    """The t that a Student variable exceeds in absolute value with probability 1 − `CONFIDENCE`.
+    """Return the t that a Student variable exceeds in absolute value with probability 1 − `CONFIDENCE`.
 
     With x = n / (n + t²), that probability is the regularised incomplete beta function I_x(n/2, 1/2)
     (Abramowitz & Stegun 26.7.1).
@@ -52,7 +52,7 @@ def t_quantile(degrees: int) -> float:
 
 
 def verdict(difference: Interval, smaller_is_better: bool = True) -> str:
-    """What a paired difference shows: "better", "worse" or "no difference seen"."""
+    """Return what a paired difference shows: "better", "worse" or "no difference seen"."""
     if difference.low <= 0 <= difference.high:
         return "no difference seen"
     return "better" if (difference.high < 0) == smaller_is_better else "worse"

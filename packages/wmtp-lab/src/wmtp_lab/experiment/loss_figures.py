@@ -14,7 +14,10 @@ _UNITS = {"tokens": (1e6, "million tokens"), "FLOP": (1e12, "TFLOP"), "time": (6
 
 
 def learning_curves(analysis: Analysis) -> Figure:
-    """Each head's loss of every arm over tokens, FLOP and time, from the first evaluation after the common start."""
+    """Draw each head's loss of every arm over tokens, FLOP and time.
+
+    From the first evaluation after the common start.
+    """
     colours, lines = (of(analysis.arms, analysis.baseline) for of in (arm_colours, arm_lines))
     losses = analysis.head_losses()
     figure = new_figure(13.5, 1 + 3.4 * len(losses))
@@ -42,7 +45,7 @@ def learning_curves(analysis: Analysis) -> Figure:
 
 
 def difference_curves(analysis: Analysis) -> Figure:
-    """Each arm's loss minus the baseline's over tokens, paired by seed."""
+    """Draw each arm's loss minus the baseline's over tokens, paired by seed."""
     colours = arm_colours(analysis.arms, analysis.baseline)
     arms = [arm for arm, other in analysis.pairs if other == analysis.baseline]
     columns = min(4, len(arms))
@@ -70,7 +73,7 @@ def difference_curves(analysis: Analysis) -> Figure:
 
 
 def final_differences(analysis: Analysis) -> Figure:
-    """What all of it comes to: differences at equal tokens, FLOP and time."""
+    """Draw what all of it comes to: differences at equal tokens, FLOP and time."""
     colours = arm_colours(analysis.arms, analysis.baseline)
     names = _names(analysis)
     figure = new_figure(12, 1.6 + 0.42 * len(names))
@@ -87,7 +90,7 @@ def final_differences(analysis: Analysis) -> Figure:
 
 
 def head_differences(analysis: Analysis) -> Figure:
-    """Differences of each head's loss at equal tokens, for the arms that have that head."""
+    """Draw differences of each head's loss at equal tokens, for the arms that have that head."""
     colours = arm_colours(analysis.arms, analysis.baseline)
     figures, names = analysis.head_losses(), _names(analysis)
     figure = new_figure(3.2 * len(figures) + 1.2, 1.6 + 0.42 * len(names))
@@ -105,7 +108,10 @@ def head_differences(analysis: Analysis) -> Figure:
 
 
 def tokens_to_baseline(analysis: Analysis) -> Figure:
-    """Bars: the share of the baseline's tokens that its final loss took; hatched where a seed never reached it."""
+    """Draw bars: the share of the baseline's tokens that its final loss took.
+
+    Hatched where a seed never reached it.
+    """
     colours = arm_colours(analysis.arms, analysis.baseline)
     figure = new_figure(9, 1.2 + 0.4 * len(analysis.arms))
     axes = figure.subplots()
@@ -135,7 +141,7 @@ def tokens_to_baseline(analysis: Analysis) -> Figure:
 
 
 def _names(analysis: Analysis) -> dict[tuple[str, str], str]:
-    """How each comparison is called beside its row."""
+    """Return how each comparison is called beside its row."""
     return {(a, o): a if o == analysis.baseline else f"{a}\nagainst {o}" for a, o in analysis.pairs}
 
 

@@ -106,7 +106,7 @@ class Plan(BaseModel):
 
 
 def read_plan(file: Path) -> Plan:
-    """Reads a plan.
+    """Read a plan.
 
     Raises:
         UserError: no such file, not YAML, or not a plan; in one line.
@@ -127,7 +127,10 @@ def read_plan(file: Path) -> Plan:
 
 
 def run_settings(plan: Plan, home: Path, arm: str, seed: int, only_ours: bool = False) -> dict[str, Any]:
-    """The settings of one run as `launch/train.py --config` reads them; `only_ours`: what the plan cannot say."""
+    """Return the settings of one run as `launch/train.py --config` reads them.
+
+    `only_ours`: what the plan cannot say.
+    """
     reference = home / plan.arms_with_another.get(arm, REFERENCE)
     ours = {
         "seed": seed,
@@ -150,7 +153,7 @@ def run_settings(plan: Plan, home: Path, arm: str, seed: int, only_ours: bool = 
 
 
 def reference_settings(plan: Plan, home: Path, name: str = REFERENCE) -> dict[str, Any]:
-    """The settings of a reference's run: a next-token model of the arms' own shape on clean text."""
+    """Return the settings of a reference's run: a next-token model of the arms' own shape on clean text."""
     own = {REFERENCE: plan.reference, **plan.other_references}[name]
     settings = merged(run_settings(plan, home, plan.baseline, REFERENCE_SEED), own)
     of_reference = {
@@ -189,7 +192,7 @@ def require_same_plan(plan: Plan, file: Path) -> None:
 
 
 def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Settings after changes to them, key by key."""
+    """Return settings after changes to them, key by key."""
     result = dict(settings)
     for key, value in changes.items():
         before = result.get(key)
@@ -202,7 +205,7 @@ def _paths(settings: dict[str, Any]) -> Iterator[str]:
 
 
 def _leaves(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every value that is no mapping, or an empty one, with the keys that lead to it."""
+    """Return every value that is no mapping, or an empty one, with the keys that lead to it."""
     if isinstance(settings, dict) and settings:
         for key, value in settings.items():
             yield from _leaves(value, (*path, key))

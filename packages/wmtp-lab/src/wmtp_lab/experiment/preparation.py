@@ -47,17 +47,17 @@ def prepare_references(plan: Plan, home: Path) -> None:
 
 
 def reference_config(home: Path, name: str) -> Path:
-    """Where the configuration of a reference's run is."""
+    """Return where the configuration of a reference's run is."""
     return home / "configs" / f"{name}.yaml"
 
 
 def train_arguments(config: Path) -> list[str]:
-    """How a run of launch/train.py is started."""
+    """Return how a run of launch/train.py is started."""
     return [_script("launch/train.py"), "--config", str(config)]
 
 
 def write_config(settings: dict[str, Any], file: Path) -> Path:
-    """Settings as the file that `--config` names."""
+    """Write settings as the file that `--config` names."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
     return file
@@ -68,7 +68,7 @@ def _script(path: str) -> str:
 
 
 def write_generated(noisy: Path, file: Path) -> None:
-    """The whole documents that a program wrote, for a held-out set of noise that nobody put there on purpose."""
+    """Return the whole documents that a program wrote, for a held-out set of noise that nobody put there on purpose."""
     with noisy.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     natural = [row for row in rows if [span[2] for span in row["noise"]] == ["natural"]]

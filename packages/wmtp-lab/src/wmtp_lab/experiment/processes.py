@@ -64,7 +64,7 @@ def run_job(name: str, arguments: list[str], log: Path) -> None:
 
 
 def threads_of(processes: int) -> int:
-    """Threads of each process on a CPU, so that they share the cores evenly."""
+    """Return threads of each process on a CPU, so that they share the cores evenly."""
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 

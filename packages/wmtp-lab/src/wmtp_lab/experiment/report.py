@@ -44,7 +44,7 @@ def write_report(results: Results, folder: Path) -> None:
 
 
 def draw_figures(analysis: Analysis) -> dict[str, bytes]:
-    """Every figure that the results have something for, as PNG by name."""
+    """Return every figure that the results have something for, as PNG by name."""
     images = {}
     for draw in _FIGURES:
         with style():

@@ -71,21 +71,21 @@ class Results:
             raise UserError(f"{self.file}: {error}; mend that, and the same command goes on") from error
 
     def has(self, arm: str, seed: int | None, figure: str) -> bool:
-        """Whether that was measured."""
+        """Return whether that was measured."""
         return (arm, seed, figure) in self.series
 
     def final(self, arm: str, seed: int | None, figure: str) -> float:
-        """The figure's last value."""
+        """Return the figure's last value."""
         return self.series[arm, seed, figure].values[-1]
 
     def figures(self, arm: str, prefix: str) -> list[str]:
-        """Names of an arm's figures that begin so, in their order, without that beginning."""
+        """Return names of an arm's figures that begin so, in their order, without that beginning."""
         found = dict.fromkeys(f for a, _, f in self.series if a == arm and f.startswith(prefix))
         return [figure.removeprefix(prefix) for figure in found]
 
 
 def open_results(file: Path) -> Results:
-    """Reads a results file; an empty one where there is none yet.
+    """Read a results file; an empty one where there is none yet.
 
     Raises:
         UserError: the file is none of ours.

@@ -32,7 +32,7 @@ class PlannedRun(NamedTuple):
 
 
 def planned_runs(plan: Plan, home: Path) -> list[PlannedRun]:
-    """All runs with every configuration written, a whole round of arms before the next seed."""
+    """Return all runs with every configuration written, a whole round of arms before the next seed."""
     for name in (REFERENCE, *plan.other_references):
         write_config(reference_settings(plan, home, name), reference_config(home, name))
     runs = []
@@ -68,7 +68,10 @@ def record_references(plan: Plan, results: Results, home: Path) -> None:
 
 
 def rows_of(arm: str, seed: int | None, folder: Path) -> list[Row]:
-    """Everything that a finished run recorded: TensorBoard's scalars, and its final held-out figures unrounded."""
+    """Return everything that a finished run recorded.
+
+    TensorBoard's scalars, and its final held-out figures unrounded.
+    """
     (found,) = read_runs([folder])
     points = {
         (tag, step): value
@@ -93,7 +96,7 @@ def decode_missing(runs: list[PlannedRun], results: Results, prompts: list[list[
 
 
 def _passage(run: PlannedRun) -> Any:
-    """The passage of noisy text, marked by what the arm keeps."""
+    """Return the passage of noisy text, marked by what the arm keeps."""
     return json.loads((run.folder / "passages.json").read_text("utf-8"))["noisy"]
 
 

@@ -16,7 +16,7 @@ _LINE = 0.26  # inches
 
 
 def kept_by_kind(analysis: Analysis) -> Figure | None:
-    """A share in each cell: kinds of text down, the thirds of the training of each selecting arm across."""
+    """Draw a share in each cell: kinds of text down, the thirds of the training of each selecting arm across."""
     arms = analysis.arms_with(f"{KEPT}clean")
     if not arms:
         return None
@@ -48,7 +48,7 @@ def _means(analysis: Analysis, arm: str, figure: str) -> list[float]:
 
 
 def accepted_drafts(analysis: Analysis) -> Figure | None:
-    """Accepted drafts per forward by arm, in each way of choosing tokens."""
+    """Draw accepted drafts per forward by arm, in each way of choosing tokens."""
     arms = analysis.drafting_arms()
     if not arms:
         return None
@@ -65,7 +65,7 @@ def accepted_drafts(analysis: Analysis) -> Figure | None:
 
 
 def selection_maps(analysis: Analysis) -> Figure | None:
-    """The same passage of noisy held-out text, as each arm that does not weigh everything alike marks it."""
+    """Draw the same passage of noisy held-out text, as each arm that does not weigh everything alike marks it."""
     contents = analysis.results.facts["passages"]
     found = {arm: read_passage("noisy", contents[arm]) for arm in analysis.arms}
     passages = {arm: passage for arm, passage in found.items() if _weighs(contents[arm])}

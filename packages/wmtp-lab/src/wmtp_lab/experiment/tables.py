@@ -23,13 +23,13 @@ class Table:
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        """A heading, the note and the table."""
+        """Return a heading, the note and the table."""
         lines = [self.head, ["---"] + ["--:"] * (len(self.head) - 1), *self.rows]
         return "\n".join([f"### {self.title}", "", self.note, "", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def tables(analysis: Analysis) -> list[Table]:
-    """All tables that the results have something for."""
+    """Return all tables that the results have something for."""
     made = [
         _losses(analysis),
         *(_heads(analysis, axis) for axis in AXES),
@@ -44,24 +44,24 @@ def tables(analysis: Analysis) -> list[Table]:
 
 
 def number(value: float, digits: int = 3, signed: bool = False) -> str:
-    """With a minus sign that is one."""
+    """Format a number with a minus sign that is one."""
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "\u2212")
 
 
 def spread(interval: Interval, digits: int = 3) -> str:
-    """A mean with half the width of its interval."""
+    """Return a mean with half the width of its interval."""
     half = f" ± {interval.high - interval.mean:.{digits}f}" if interval.is_bounded else ""
     return number(interval.mean, digits) + half
 
 
 def change(interval: Interval, digits: int = 3) -> str:
-    """A difference with the ends of its interval."""
+    """Return a difference with the ends of its interval."""
     ends = f" [{number(interval.low, digits, True)}, {number(interval.high, digits, True)}]"
     return number(interval.mean, digits, True) + (ends if interval.is_bounded else "")
 
 
 def judged(interval: Interval, smaller_is_better: bool = True, digits: int = 3) -> str:
-    """A difference and what it shows."""
+    """Return a difference and what it shows."""
     words = verdict(interval, smaller_is_better) if interval.is_bounded else "one seed shows nothing"
     return f"{change(interval, digits)} {words}"
 

@@ -20,7 +20,7 @@ _PACKAGES = [
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """Processor, cores and threads, and on CUDA the device."""
+    """Return processor, cores and threads, and on CUDA the device."""
     described: dict[str, str | int] = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -35,7 +35,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter, as far as they are installed."""
+    """Return versions of Python and of the packages that matter, as far as they are installed."""
     installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     return {"python": platform.python_version()} | {name: installed[name] for name in _PACKAGES if name in installed}
 

@@ -20,14 +20,14 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def why_not_measured(device: torch.device) -> str | None:
-    """Why the peak cannot be measured here; None where it can."""
+    """Return why the peak cannot be measured here; None where it can."""
     if device.type == "cuda" or _CLEAR.exists():
         return None
     return "peak memory on CPU is read from Linux's /proc, and there is none"
 
 
 def peak_memory(warm_up: Prepare, prepare: Prepare, device: torch.device) -> int:
-    """Bytes that an operation holds at most beyond its inputs, its results included.
+    """Return bytes that an operation holds at most beyond its inputs, its results included.
 
     On CPU a process of its own runs it, so that no freed block of another variant is reused unseen; `warm_up` is run
     there first, so that libraries and threads do not count.
@@ -61,7 +61,7 @@ def _peak_here(warm_up: Prepare, prepare: Prepare, threads: int) -> int:
 
 
 def _status(field: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
+    """Return a figure of /proc/self/status, in bytes."""
     (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 

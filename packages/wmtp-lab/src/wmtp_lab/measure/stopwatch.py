@@ -33,17 +33,17 @@ def interleaved(
 
 
 def clocks(samples: list[Sample]) -> list[str]:
-    """The clocks that were read, the one to judge by first."""
+    """Return the clocks that were read, the one to judge by first."""
     return list(samples[0])
 
 
 def ratios(samples: list[Sample], first: list[Sample], clock: str) -> Spread:
-    """Round by round: what an operation took, over what the first one took in the same round."""
+    """Return round by round: what an operation took, over what the first one took in the same round."""
     return spread([mine[clock] / its[clock] for mine, its in zip(samples, first, strict=True)])
 
 
 def spread(values: list[float]) -> Spread:
-    """Median, smallest and largest."""
+    """Return median, smallest and largest."""
     return Spread(median(values), min(values), max(values))
 
 

@@ -21,7 +21,7 @@ from wmtp_lab.report.runs import read_runs
 
 
 def report(folders: Sequence[Path], output: Path, picture_file: Path | None) -> None:
-    """Writes the page, and the picture if there is a file for it; both or neither.
+    """Write the page, and the picture if there is a file for it; both or neither.
 
     Raises:
         UserError: a folder is no finished run, or a file cannot be written.
@@ -56,7 +56,7 @@ def _write(files: dict[Path, bytes]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Report finished runs in one HTML file.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="output_dir of a finished run")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="HTML file to write")

@@ -38,7 +38,7 @@ class Chart:
 
 
 def draw(axes: Axes, lines: list[Line], limits: tuple[float, float], share: bool, label_gap: float = 0.062) -> None:
-    """Draws lines with their labels at their right ends, no two closer than `label_gap` of the height."""
+    """Draw lines with their labels at their right ends, no two closer than `label_gap` of the height."""
     low, high = limits
     axes.set_ylim(low, high)
     for line in lines:
@@ -57,7 +57,10 @@ def draw(axes: Axes, lines: list[Line], limits: tuple[float, float], share: bool
 
 
 def spread(heights: list[float], gap: float) -> list[float]:
-    """The heights in their order, moved as little as keeps them `gap` apart: up, and down again from the top, 1."""
+    """Return the heights in their order, moved as little as keeps them `gap` apart.
+
+    Up, and down again from the top, 1.
+    """
     order = sorted(range(len(heights)), key=heights.__getitem__)
     places = list(heights)
     for lower, upper in pairwise(order):
@@ -70,7 +73,7 @@ def spread(heights: list[float], gap: float) -> list[float]:
 
 
 def limits_of(lines: list[Line], share: bool) -> tuple[float, float]:
-    """A common y range: 0 to 1 for shares, else all values and a little air."""
+    """Return a common y range: 0 to 1 for shares, else all values and a little air."""
     if share:
         return 0.0, 1.02
     values = [value for line in lines for value in line.series.values]
@@ -79,7 +82,7 @@ def limits_of(lines: list[Line], share: bool) -> tuple[float, float]:
 
 
 def smooth(series: Series, window: int) -> Series:
-    """The mean over `window` points (an odd number) around each, over fewer at the ends."""
+    """Return the mean over `window` points (an odd number) around each, over fewer at the ends."""
     half, values = window // 2, series.values
     return Series(series.steps, [mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
@@ -102,7 +105,7 @@ def _held_out_curves(run: Run, _: Kinds) -> list[Line]:
 
 
 def _final_losses(run: Run, _: Kinds) -> list[Line]:
-    """Loss over head, a line for each held-out set, and one for the clean tokens of each noisy set."""
+    """Return loss over head, a line for each held-out set, and one for the clean tokens of each noisy set."""
     styles = {"ce": ("", "-"), "clean_ce": (", clean", "--")}
     lines = []
     for i, name in enumerate(run.evaluation_sets):

@@ -22,7 +22,7 @@ Cell = tuple[int, int, str, Token]  # line, column, text without line ends, toke
 
 
 def picture(runs: list[Run]) -> bytes:
-    """A PNG of the first run that has a passage marked by later heads.
+    """Return a PNG of the first run that has a passage marked by later heads.
 
     Raises:
         UserError: no run has one.
@@ -52,7 +52,7 @@ def picture(runs: list[Run]) -> bytes:
 
 
 def layout(tokens: list[Token], columns: int) -> list[Cell]:
-    """Tokens on a grid of characters, wrapped at `columns`, before a word where it is no longer than a line."""
+    """Return tokens on a grid of characters, wrapped at `columns`, before a word where it is no longer than a line."""
     cells: list[Cell] = []
     line = column = 0
     parts = [(part, token) for token in tokens for part in re.findall(r"[^\n]*\n|[^\n]+", token.text.expandtabs(4))]
@@ -73,7 +73,10 @@ def layout(tokens: list[Token], columns: int) -> list[Cell]:
 
 
 def _word_length(texts: list[str], start: int) -> int:
-    """Characters from the text at `start` to the next white space after it; 0 where that text goes on with a word."""
+    """Return characters from the text at `start` to the next white space after it.
+
+    0 where that text goes on with a word.
+    """
     if start and not texts[start - 1][-1].isspace() and not texts[start][0].isspace():
         return 0
     length = 0
@@ -87,7 +90,10 @@ def _word_length(texts: list[str], start: int) -> int:
 
 
 def window(cells: list[Cell], lines: int) -> list[Cell]:
-    """So many lines, counted from 0 again: the first with a share of noise nearest to 40 %, as both must show."""
+    """Return so many lines, counted from 0 again.
+
+    The first with a share of noise nearest to 40 %, as both must show.
+    """
     last = max(line for line, *_ in cells)
     noisy, all_of = [0] * (last + 1), [0] * (last + 1)
     for line, _, text, token in cells:
@@ -100,7 +106,7 @@ def window(cells: list[Cell], lines: int) -> list[Cell]:
 
 
 def draw_passage(axes: Axes, passage: Passage, kinds: Kinds) -> None:
-    """A marked passage as text, or that part of it which fits and shows most, with its legend above."""
+    """Draw a marked passage as text, or that part of it which fits and shows most, with its legend above."""
     for columns in _WIDTHS:
         lines = columns // 3
         cells = layout(passage.tokens, columns)
@@ -142,7 +148,10 @@ def _headline(passage: Passage) -> str:
 
 
 def _draw_legend(axes: Axes, passage: Passage, noise: dict[str, KindStyle]) -> None:
-    """One line above the text: how many heads (or what weights) the shades stand for, and the kinds of noise in it."""
+    """Draw one line above the text: how many heads (or what weights) the shades stand for.
+
+    And the kinds of noise in it.
+    """
     place, height = 0.0, 1.018
     entries: list[tuple[str, str, float, KindStyle | None]] = [
         ("kept by" if passage.binary else "mean weight", MUTED, 0.0, None),

@@ -30,7 +30,7 @@ class Plot(NamedTuple):
 
 
 def page_environment(folder: Path) -> Environment:
-    """Templates of a folder, where what is missing is an error and text is escaped."""
+    """Return templates of a folder, where what is missing is an error and text is escaped."""
     return Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
@@ -41,7 +41,7 @@ def page_environment(folder: Path) -> Environment:
 
 
 def render(runs: list[Run]) -> str:
-    """The page, the same to the byte for the same runs."""
+    """Return the page, the same to the byte for the same runs."""
     kinds = theme.kind_styles(set[str]().union(*(run.noise_kinds for run in runs)))
     horizon = max(len(run.heads("ce")) for run in runs)
     environment = page_environment(Path(__file__).parent)
@@ -60,13 +60,16 @@ def render(runs: list[Run]) -> str:
 
 
 def shown_passage(run: Run) -> Passage | None:
-    """The first passage with noise in it, else the first; None where there is none or no later head to mark it."""
+    """Return the first passage with noise in it, else the first.
+
+    None where there is none or no later head to mark it.
+    """
     passages = [passage for passage in run.passages.values() if passage.later_heads]
     return next((passage for passage in passages if passage.kinds), passages[0] if passages else None)
 
 
 def _sections(runs: list[Run], kinds: Kinds) -> dict[str, list[Plot]]:
-    """Plots by section: each chart for every run that has it, on one scale."""
+    """Return plots by section: each chart for every run that has it, on one scale."""
     sections: dict[str, list[Plot]] = {}
     for chart in CHARTS:
         lines = {run.name: chart.lines(run, kinds) for run in runs}
@@ -82,7 +85,7 @@ def _sections(runs: list[Run], kinds: Kinds) -> dict[str, list[Plot]]:
 
 
 def _svg(chart: Chart, lines: list[Line], limits: tuple[float, float]) -> Markup:
-    """A chart to stand in HTML: real text, the page's colours, and no name that points outside."""
+    """Return a chart to stand in HTML: real text, the page's colours, and no name that points outside."""
     colours = dict.fromkeys(
         ["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"], _FOREGROUND
     )

@@ -49,7 +49,7 @@ class Passage:
 
 
 def read_passage(held_out: str, content: Any) -> Passage:
-    """Shades a passage as `wmtp_train.metrics.annotated_sample.annotate_sample` describes it.
+    """Shade a passage as `wmtp_train.metrics.annotated_sample.annotate_sample` describes it.
 
     Raises:
         UserError: the content is no such description.
@@ -91,7 +91,7 @@ def _shade(level: float, scale: tuple[float, float]) -> int:
 
 
 def _middle_range(levels: list[float]) -> tuple[float, float]:
-    """From the 5th to the 95th percentile: a few extreme weights shall not bleach all the others."""
+    """Return from the 5th to the 95th percentile: a few extreme weights shall not bleach all the others."""
     ordered = sorted(levels)
     cut = len(ordered) // 20
     return ordered[cut], ordered[-1 - cut]
@@ -105,7 +105,7 @@ def _decisions(row: list[float | None], binary: bool) -> str:
 
 
 def _visible(text: str) -> str:
-    """Control characters as their pictures, but for tabs and line ends."""
+    """Return control characters as their pictures, but for tabs and line ends."""
     return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text)
 
 

@@ -51,21 +51,21 @@ class Run:
         return (kept - {"clean"}).union(*(passage.kinds for passage in self.passages.values()))
 
     def heads(self, tag: str) -> dict[int, Series]:
-        """The series `tag/head_{h}` by head, those that the run has."""
+        """Return the series `tag/head_{h}` by head, those that the run has."""
         return {h: self.scalars[f"{tag}/head_{h}"] for h in _head_numbers(self.scalars, tag)}
 
     def final_heads(self, figure: str) -> dict[int, float]:
-        """The final held-out figures `set/figure/head_{h}` by head."""
+        """Return the final held-out figures `set/figure/head_{h}` by head."""
         return {h: self.figures[f"{figure}/head_{h}"] for h in _head_numbers(self.figures, figure)}
 
     def final(self, figure: str) -> dict[str, float]:
-        """A final held-out figure by set, for the sets that have it."""
+        """Return a final held-out figure by set, for the sets that have it."""
         found = {name: self.figures.get(f"{name}/{figure}") for name in self.evaluation_sets}
         return {name: value for name, value in found.items() if value is not None}
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Reads run folders, and names each run by as much of its path as tells it from the others.
+    """Read run folders, and names each run by as much of its path as tells it from the others.
 
     Raises:
         UserError: a folder is missing, is named twice or is no finished run, or a file in it cannot be read.

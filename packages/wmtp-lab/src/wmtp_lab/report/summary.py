@@ -12,7 +12,7 @@ _AUC_CLAUSES = {
 
 
 def held_out_loss(run: Run) -> tuple[str, str] | None:
-    """Which held-out loss stands for the run: its figure and a name for it in words.
+    """Return which held-out loss stands for the run: its figure and a name for it in words.
 
     A set without labelled noise if there is one, else the clean tokens of a noisy set; None without held-out sets.
     """
@@ -22,7 +22,7 @@ def held_out_loss(run: Run) -> tuple[str, str] | None:
 
 
 def result_sentence(run: Run) -> str:
-    """What came out, in plain words; every number is computed from the run's own records."""
+    """Return what came out, in plain words; every number is computed from the run's own records."""
     clauses = [_loss_clause(run), _kept_clause(run)]
     for figure, what in _AUC_CLAUSES.items():
         if values := run.final(figure):
@@ -32,7 +32,7 @@ def result_sentence(run: Run) -> str:
 
 
 def table_row(run: Run, horizon: int) -> list[str]:
-    """The cells of `table_head`."""
+    """Return the cells of `table_head`."""
     scalars, found = run.scalars, held_out_loss(run)
     cells = [run.name, run.algo, f"{run.steps:,}", "–", "–"]
     if "train/tokens_per_second" in scalars and "train/step_seconds" in scalars:
@@ -46,14 +46,14 @@ def table_row(run: Run, horizon: int) -> list[str]:
 
 
 def table_head(horizon: int) -> list[str]:
-    """Titles of the columns, for runs of up to `horizon` heads."""
+    """Return titles of the columns, for runs of up to `horizon` heads."""
     heads = [f"head {h}" for h in range(horizon)]
     first = ["Run", "Algorithm", "Steps", "Tokens", "Tokens/s", "Held-out set"]
     return [*first, *heads, "Clean kept", "Excess AUC", "Value AUC"]
 
 
 def selects(run: Run) -> bool:
-    """Whether the run ever gave a prediction no weight at all."""
+    """Return whether the run ever gave a prediction no weight at all."""
     return any(value < 1 for series in run.heads("selected_ratio").values() for value in series.values)
 
 

@@ -23,7 +23,7 @@ class KindStyle(NamedTuple):
 
 
 def kind_styles(kinds: Iterable[str]) -> dict[str, KindStyle]:
-    """The same style for a kind wherever it is drawn, given the same set of kinds."""
+    """Return the same style for a kind wherever it is drawn, given the same set of kinds."""
     return {
         kind: KindStyle(_KIND_COLOURS[i % len(_KIND_COLOURS)], *_STROKES[i % len(_STROKES)])
         for i, kind in enumerate(sorted(kinds))
@@ -31,10 +31,13 @@ def kind_styles(kinds: Iterable[str]) -> dict[str, KindStyle]:
 
 
 def head_colour(head: int, horizon: int) -> str:
-    """Heads are ordered, and so are their colours, from blue to red."""
+    """Return a head's color: heads are ordered, and so are their colors, from blue to red."""
     return to_hex(_HEADS(head / max(horizon - 1, 1)))
 
 
 def shade_opacity(shade: int, shades: int) -> float:
-    """How much of `KEEP` lies behind a token, in [0, 1]: little enough that text stays readable on the darkest."""
+    """Return how much of `KEEP` lies behind a token, in [0, 1].
+
+    Little enough that text stays readable on the darkest.
+    """
     return round(0.68 * shade / (shades - 1), 3)

@@ -28,7 +28,10 @@ _DERIVED = "rope.freqs"  # a table of Llama 2's that its other numbers give
 
 
 def is_folder(source: str | Path) -> bool:
-    """Whether this is a folder of that format; a config.json goes before, as Mistral's repositories hold both."""
+    """Return whether this is a folder of that format.
+
+    A config.json goes before, as Mistral's repositories hold both.
+    """
     folder = Path(source)
     return (folder / PARAMS).is_file() and not (folder / "config.json").is_file()
 

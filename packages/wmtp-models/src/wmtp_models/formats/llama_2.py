@@ -63,7 +63,7 @@ def require_params(params: dict[str, Any], path: Path) -> None:
 
 
 def policy_config(params: dict[str, Any], vocab_size: int) -> MtpConfig:
-    """Our configuration of what params.json describes."""
+    """Return our configuration of what params.json describes."""
     horizon = params.get("n_future_tokens", 1)
     trunk = LlamaConfig(
         vocab_size=vocab_size,
@@ -110,7 +110,7 @@ def _feed_forward_size(dim: int, multiple_of: int, multiplier: float | None) -> 
 
 
 def _feed_forward_params(dim: int, size: int) -> dict[str, Any]:
-    """The parameters that give this size: Llama 2's own where they do."""
+    """Return the parameters that give this size: Llama 2's own where they do."""
     for multiple_of in (256, 1):
         if _feed_forward_size(dim, multiple_of, None) == size:
             return {"multiple_of": multiple_of}

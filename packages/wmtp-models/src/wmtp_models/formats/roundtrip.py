@@ -23,7 +23,7 @@ def head_logits(policy: MtpForCausalLM) -> Tensor:
 
 
 def require_same_weights(expected: dict[str, Tensor], found: dict[str, Tensor], folder: Path) -> None:
-    """Every weight under its name, equal to the bit.
+    """Require every weight under its name, equal to the bit.
 
     Raises:
         UserError: one is missing, there is one too many, or one has changed.
@@ -35,7 +35,7 @@ def require_same_weights(expected: dict[str, Tensor], found: dict[str, Tensor], 
 
 
 def require_equal(expected: Tensor, found: Tensor, what: str) -> None:
-    """Equal to the bit, in the same dtype.
+    """Require two tensors equal to the bit, in the same dtype.
 
     Raises:
         UserError: not.
@@ -45,7 +45,7 @@ def require_equal(expected: Tensor, found: Tensor, what: str) -> None:
 
 
 def require_same_generation(expected: GenerationConfig, found: GenerationConfig, folder: Path) -> None:
-    """The same stop tokens and the same way to sample.
+    """Require the same stop tokens and the same way to sample.
 
     Raises:
         UserError: not.
@@ -55,7 +55,7 @@ def require_same_generation(expected: GenerationConfig, found: GenerationConfig,
 
 
 def require_close(expected: Tensor, found: Tensor, eps: float, what: str) -> float:
-    """Equal but for rounding; returns the largest difference.
+    """Require two tensors equal but for rounding; returns the largest difference.
 
     Args:
         eps: relative rounding of the dtype that they were computed in.

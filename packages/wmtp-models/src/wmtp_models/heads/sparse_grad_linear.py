@@ -30,7 +30,7 @@ class RowSparseLinear(nn.Linear):
     """`nn.Linear` with the same parameters, outputs and gradients."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`."""
+        """Return `[..., in]` to `[..., out]`."""
         return _row_sparse(input, self.weight, self.bias, out_first=True)
 
 
@@ -38,12 +38,12 @@ class RowSparseConv1D(Conv1D):
     """transformers' Conv1D, a linear layer whose weight is `[in, out]`, with the same outputs and gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`."""
+        """Return `[..., in]` to `[..., out]`."""
         return _row_sparse(x, self.weight, self.bias, out_first=False)
 
 
 def _row_sparse(x: Tensor, weight: Tensor, bias: Tensor | None, out_first: bool) -> Tensor:
-    """`x @ weight + bias` with weight `[in, out]`, or `[out, in]` if `out_first`."""
+    """Return `x @ weight + bias` with weight `[in, out]`, or `[out, in]` if `out_first`."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))

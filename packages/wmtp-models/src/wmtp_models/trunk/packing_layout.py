@@ -12,7 +12,7 @@ from torch import Tensor
 def infer_layout(
     position_ids: Tensor | None, document_ids: Tensor | None, attention_mask: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Position ids and document ids of packed rows, each from the other where it is missing.
+    """Return position ids and document ids of packed rows, each from the other where it is missing.
 
     Args:
         position_ids: int64 `[B, S]`; where given they are trusted, and must restart at every document.
@@ -31,7 +31,10 @@ def infer_layout(
 
 
 def _restarting_positions(*stretches: Tensor | None) -> Tensor | None:
-    """0, 1, 2, … from the start of the row and from everywhere that one of the `[B, S]` tensors changes value."""
+    """Return 0, 1, 2, … from the start of the row and from everywhere that one of the `[B.
+
+    S]` tensors changes value.
+    """
     given = [stretch for stretch in stretches if stretch is not None]
     if not given:
         return None

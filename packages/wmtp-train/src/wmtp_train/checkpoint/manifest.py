@@ -31,7 +31,7 @@ def write_manifest(folder: Path, mesh: Mesh) -> None:
 
 
 def newest_whole_checkpoint(folder: Path, mesh: Mesh) -> Path | None:
-    """The newest checkpoint that is as it was saved; None where there is none at all. Every rank must call it.
+    """Return the newest checkpoint that is as it was saved; None where there is none at all. Every rank must call it.
 
     A newer one that is damaged is named on stderr and set aside as `step_….damaged`.
 
@@ -55,7 +55,7 @@ def newest_whole_checkpoint(folder: Path, mesh: Mesh) -> Path | None:
 
 
 def find_flaw(folder: Path, mesh: Mesh) -> str:
-    """What is not as it was saved, the same on every rank; empty if nothing. Every rank must call it."""
+    """Return what is not as it was saved, the same on every rank; empty if nothing. Every rank must call it."""
     files = mesh.broadcast_object(_read_manifest(folder) if mesh.is_first else None)
     if isinstance(files, str):
         return files
@@ -82,7 +82,7 @@ def _digest(path: Path) -> str:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | str:
-    """What the manifest says of each file, or what is wrong with it."""
+    """Return what the manifest says of each file, or what is wrong with it."""
     try:
         files = json.loads((folder / _NAME).read_bytes())
     except FileNotFoundError:

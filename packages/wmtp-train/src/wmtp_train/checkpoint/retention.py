@@ -12,18 +12,18 @@ PREFIX = "step_"
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder of a step's checkpoint."""
+    """Return the folder of a step's checkpoint."""
     return f"{PREFIX}{step:08d}"
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that were made current and not set aside, oldest first."""
+    """Return the checkpoints that were made current and not set aside, oldest first."""
     named = (path for path in folder.glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}\d{{8,}}", path.name))
     return sorted(named, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint of the highest step in `folder`, or None."""
+    """Return the complete checkpoint of the highest step in `folder`, or None."""
     complete = complete_checkpoints(folder)
     return complete[-1] if complete else None
 
@@ -50,7 +50,7 @@ def quarantine(path: Path) -> None:
 
 
 def _metric(path: Path, name: str) -> float:
-    """A checkpoint's metric; infinite where it was saved without, or is damaged."""
+    """Return a checkpoint's metric; infinite where it was saved without, or is damaged."""
     try:
         about = json.loads((path / "run.json").read_bytes())
     except (OSError, ValueError):  # of JSON and of UTF-8

@@ -26,7 +26,7 @@ _COLUMNS = ("text", "prompt", "completion", "chosen", "rejected", "noise", "rewa
 
 
 def read_texts(paths: list[Path]) -> Iterator[pa.Table]:
-    """Tables of `TEXT_SCHEMA`, one row a document, in corpus order, at most 1000 rows each.
+    """Return tables of `TEXT_SCHEMA`, one row a document, in corpus order, at most 1000 rows each.
 
     A row of `chosen` and `rejected` gives two documents, one after the other, each with the row's reward. Empty texts,
     empty completions and pairs with an empty half are dropped. Raises UserError (file and line or row) for whatever is
@@ -56,7 +56,10 @@ def _documents(paths: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _split_row(where: str, row: dict[str, Any], columns: Iterable[str]) -> list[dict[str, Any]]:
-    """The one or two documents of a row whose null columns are gone; `columns` are the names that it came with."""
+    """Return the one or two documents of a row whose null columns are gone.
+
+    `columns` are the names that it came with.
+    """
     if "text" in row:
         parts = [("", "text")]
     elif "prompt" in row and "completion" in row:
@@ -91,7 +94,7 @@ def _string(where: str, row: dict[str, Any], name: str) -> str:
 
 
 def _noise(where: str, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Spans of `[start, end, kind]`, or of the struct with these fields that parquet needs."""
+    """Return spans of `[start, end, kind]`, or of the struct with these fields that parquet needs."""
     spans, length = row.get("noise", []), len(row.get("text", ""))
     if not isinstance(spans, list):
         raise UserError(f"{where}: noise {spans!r} is not a list of [start, end, kind]: fix it")

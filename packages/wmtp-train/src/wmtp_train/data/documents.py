@@ -19,7 +19,7 @@ from wmtp_models.generation.text import bos_prefix
 
 
 def noise_kinds(texts: datasets.Dataset) -> list[str]:
-    """The kinds of the noise spans, sorted: kind k of a token means `kinds[k - 1]`. At most 127."""
+    """Return the kinds of the noise spans, sorted: kind k of a token means `kinds[k - 1]`. At most 127."""
     spans = pc.list_flatten(texts.with_format("arrow")[:]["noise"])
     kinds = sorted(pc.unique(pc.struct_field(spans, "kind")).to_pylist())
     if len(kinds) > 127:
@@ -36,7 +36,7 @@ def tokenise(
     cache_file: Path,
     num_proc: int | None = None,
 ) -> datasets.Dataset:
-    """One row a document, in the order of `texts` (rows of `corpus.TEXT_SCHEMA`), kept in `cache_file`.
+    """Return one row a document, in the order of `texts` (rows of `corpus.TEXT_SCHEMA`), kept in `cache_file`.
 
     Columns: `input_ids` list<int32>, ending in EOS; `masked` int32, the tokens at the start that are no targets;
     `noise` list<int8> if there are kinds; `reward` float32 (null unknown); `pair` int32. `num_proc` changes speed only.
@@ -90,7 +90,7 @@ def _tokenise_batch(
 def token_noise(
     offsets: Sequence[tuple[int, int]], spans: Sequence[dict[str, Any]], kinds: Sequence[str]
 ) -> np.ndarray:
-    """The noise kind of each token, int8 [tokens]: k ≥ 1 for `kinds[k - 1]`, 0 clean.
+    """Return the noise kind of each token, int8 [tokens]: k ≥ 1 for `kinds[k - 1]`, 0 clean.
 
     A token is noise of a kind if spans of that kind hold at least half of its characters; of two such kinds the
     later in `kinds` wins. `offsets` and `spans` (dicts of start, end, kind) count characters of one text.

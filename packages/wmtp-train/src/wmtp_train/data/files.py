@@ -19,7 +19,9 @@ SUFFIXES = (".jsonl", ".parquet", ".txt")
 
 
 def expand(files: Iterable[str | Path]) -> list[Path]:
-    """The corpus files behind paths and globs (`**` included), in the order given, those of a glob sorted by name.
+    """Return the corpus files behind paths and globs (`**` included), in the order given.
+
+    Those of a glob sorted by name.
 
     Raises UserError for none at all, a missing file, a glob without a match and an unknown file extension.
     """
@@ -40,12 +42,12 @@ def expand(files: Iterable[str | Path]) -> list[Path]:
 
 
 def describe(paths: list[Path]) -> str:
-    """The files in a few words, for messages."""
+    """Return the files in a few words, for messages."""
     return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
 def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) for each row of a file; of a parquet file the values of other columns are not read and None.
+    """Return (where, row) for each row of a file; of a parquet file the values of other columns are not read and None.
 
     Raises UserError, naming file and line, for what cannot be read.
     """

@@ -16,12 +16,14 @@ FIX = "remove the folder, and score again with `python launch/score.py`"
 
 
 def partial_folder(output: Path) -> Path:
-    """Where the shards of unfinished scores lie: beside their folder, so that the last rename is atomic."""
+    """Return where the shards of unfinished scores lie: beside their folder, so that the last rename is atomic."""
     return output.with_name(output.name + ".partial")
 
 
 def read_fingerprint(folder: Path) -> dict[str, str]:
-    """The fingerprint in a score folder: "corpus", "tokenizer", "packing", "reference", "dtype" and "computed_in".
+    """Return the fingerprint in a score folder: "corpus", "tokenizer", "packing", "reference".
+
+    "dtype" and "computed_in".
 
     Raises UserError where it is broken.
     """
@@ -32,7 +34,7 @@ def read_fingerprint(folder: Path) -> dict[str, str]:
 
 
 def check_fingerprint(folder: Path, wanted: Mapping[str, str]) -> None:
-    """Raises UserError for the first part of the fingerprint in `folder` that is not the wanted one."""
+    """Raise UserError for the first part of the fingerprint in `folder` that is not the wanted one."""
     stored = read_fingerprint(folder)
     for part, value in wanted.items():
         if stored.get(part) != value:
@@ -43,7 +45,9 @@ def check_fingerprint(folder: Path, wanted: Mapping[str, str]) -> None:
 
 
 def load_scores(path: str | Path, prepared: PreparedData, reference_fingerprint: str | None = None) -> datasets.Dataset:
-    """The column `reference_ce` list<float32 or float16>[S] (nats, 0 at padding and first tokens) of `prepared.rows`.
+    """Return the column `reference_ce` list<float32 or float16>[S] (nats.
+
+    0 at padding and first tokens) of `prepared.rows`.
 
     Raises UserError where the folder is missing, unfinished, no score folder, or made from another corpus, tokenizer,
     packing or (if `reference_fingerprint` is given) reference.

@@ -34,7 +34,7 @@ def srun_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _first_host(nodes: str) -> str:
-    """The first of `node[1-2,7]`."""
+    """Return the first of `node[1-2,7]`."""
     try:
         done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:

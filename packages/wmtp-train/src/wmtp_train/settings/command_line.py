@@ -87,7 +87,7 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
 
 
 def _describe(error: Any) -> str:
-    """One of pydantic's errors as `setting data.sequence_length = 1: …`."""
+    """Return one of pydantic's errors as `setting data.sequence_length = 1: …`."""
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         section: Any = Settings

@@ -6,7 +6,7 @@ _ABSENT = "nothing"
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a tree of dicts by their dotted path; what is no dict is a leaf."""
+    """Return the leaves of a tree of dicts by their dotted path; what is no dict is a leaf."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

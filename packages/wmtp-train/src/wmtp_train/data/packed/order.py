@@ -9,7 +9,7 @@ PACKING_STREAM = 0  # epoch e uses stream e + 1, so that documents and rows are 
 
 @lru_cache(maxsize=2)
 def permutation(count: int, seed: int, stream: int) -> np.ndarray:
-    """A permutation of range(count), int64 [count], read-only.
+    """Return a permutation of range(count), int64 [count], read-only.
 
     It sorts the raw words of a Philox counter: NumPy promises these for every version, and promises the
     results of `Generator.permutation` for none.
@@ -21,7 +21,9 @@ def permutation(count: int, seed: int, stream: int) -> np.ndarray:
 
 
 def stream_rows(num_rows: int, seed: int, start: int, stop: int) -> np.ndarray:
-    """The rows at positions [start, stop) of the endless stream: one permutation by (seed, epoch) after the other.
+    """Return the rows at positions [start, stop) of the endless stream.
+
+    One permutation by (seed, epoch) after the other.
 
     Returns int64 [stop - start] in [0, num_rows).
     """

@@ -15,7 +15,7 @@ _FORMAT = 1  # raise it whenever the same documents, seed and length give other 
 
 
 def packing_fingerprint(sequence_length: int, seed: int) -> str:
-    """SHA-256 (hex) of everything that decides how documents become rows. Raises UserError below 2 tokens a row."""
+    """Return SHA-256 (hex) of everything that decides how documents become rows. Raises UserError below 2 tokens a row."""
     if sequence_length < 2:
         raise UserError(f"sequence_length {sequence_length}: a row shorter than 2 tokens has no target: give 2 or more")
     return hashlib.sha256(f"{_FORMAT} {sequence_length} {seed}".encode()).hexdigest()
@@ -24,7 +24,9 @@ def packing_fingerprint(sequence_length: int, seed: int) -> str:
 def pack(
     documents: datasets.Dataset, sequence_length: int, seed: int, eos_token_id: int, block_rows: int = 4096
 ) -> Iterator[pa.Table]:
-    """The documents (columns of `documents.tokenise`), shuffled by the seed, end to end, cut into rows of S tokens.
+    """Return the documents (columns of `documents.tokenise`), shuffled by the seed, end to end.
+
+    Cut into rows of S tokens.
 
     Adjacent documents of one pair stay together. The tables hold `block_rows` rows each (memory, not meaning), with
     `input_ids` and `labels` list<int32>[S], `document_lengths` and `document_ids` list<int32>[pieces] and, where the
@@ -50,7 +52,7 @@ def pack(
 
 
 def _shuffle(pairs: np.ndarray, seed: int) -> np.ndarray:
-    """The order of the documents, int64 [N]; a rejected text (pair < 0) follows its chosen one."""
+    """Return the order of the documents, int64 [N]; a rejected text (pair < 0) follows its chosen one."""
     heads = np.flatnonzero(pairs >= 0)
     heads = heads[permutation(len(heads), seed, PACKING_STREAM)]
     order = np.stack([heads, heads + 1], axis=1)  # the second one is there for pairs only
@@ -66,7 +68,7 @@ def _cut(
     eos_token_id: int,
     optional: set[str],
 ) -> pa.Table:
-    """The rows of one block: `num_tokens` tokens of the documents `here`, whose first tokens lie at `begins`."""
+    """Return the rows of one block: `num_tokens` tokens of the documents `here`, whose first tokens lie at `begins`."""
     table = documents.with_format("arrow")[here]
     padding = -num_tokens % sequence_length
     total = num_tokens + padding
@@ -108,7 +110,7 @@ def _lists(offsets: np.ndarray, values: np.ndarray, kind: pa.DataType) -> pa.Arr
 
 
 def unpack(rows: datasets.Dataset) -> dict[str, list[np.ndarray]]:
-    """The documents in corpus order: of each token column its values per document, without the padding."""
+    """Return the documents in corpus order: of each token column its values per document, without the padding."""
     table = rows.with_format("arrow")[:]
     flat = {name: pc.list_flatten(table[name]).to_numpy() for name in table.column_names}
     owner = np.repeat(flat["document_ids"], flat["document_lengths"])

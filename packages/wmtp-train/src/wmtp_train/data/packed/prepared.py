@@ -50,7 +50,7 @@ class PreparedData:
 
     @staticmethod
     def load(path: str | Path) -> "PreparedData":
-        """Opens a folder that `prepare` wrote, memory-mapped. Raises UserError where it is missing, damaged or none."""
+        """Open a folder that `prepare` wrote, memory-mapped. Raises UserError where it is missing, damaged or none."""
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"prepared data {path}: no such folder: make it with `python launch/prepare.py`")
@@ -80,7 +80,7 @@ def prepare(
     num_proc: int | None = None,
     vocab_size: int | None = None,
 ) -> PreparedData:
-    """Tokenises and packs corpus files (paths or globs) into `cache_dir`, or opens what an earlier call left there.
+    """Tokenize and packs corpus files (paths or globs) into `cache_dir`, or opens what an earlier call left there.
 
     The content of the files, the tokenizer and the packing decide, never names or dates. Any number of processes may
     call it at once: each writes aside, the first to rename wins. `tokenizer_path` is for messages; `vocab_size` is the
@@ -113,13 +113,13 @@ def prepare(
 
 
 def prepared_folder(cache_dir: str | Path, fingerprint: dict[str, str]) -> Path:
-    """Where the data set of that fingerprint is, or will be."""
+    """Return where the data set of that fingerprint is, or will be."""
     name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
     return Path(cache_dir) / name
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 (hex) of what decides the tokens of a text; the truncation and padding of the last call do not."""
+    """Return SHA-256 (hex) of what decides the tokens of a text; the truncation and padding of the last call do not."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     return hashlib.sha256(json.dumps([backend, special], sort_keys=True).encode()).hexdigest()
@@ -142,7 +142,7 @@ def _build(
     fingerprint: dict[str, str],
     num_proc: int | None,
 ) -> Path:
-    """Writes the whole data set under `aside` and returns the folder to publish; the rest of `aside` is scaffolding."""
+    """Write the whole data set under `aside` and returns the folder to publish; the rest of `aside` is scaffolding."""
     write_arrow(aside / "texts.arrow", read_texts(paths))
     texts = datasets.Dataset.from_file(str(aside / "texts.arrow"))
     kinds = noise_kinds(texts)

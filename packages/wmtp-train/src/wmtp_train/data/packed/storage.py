@@ -13,7 +13,7 @@ from wmtp_train.atomic_io import sync
 
 
 def write_arrow(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Streams tables (one or more, of one schema) into a file for `datasets.Dataset.from_file`; on disk on return."""
+    """Stream tables (one or more, of one schema) into a file for `datasets.Dataset.from_file`; on disk on return."""
     remaining: Iterator[pa.Table] = iter(tables)
     first = next(remaining)
     with path.open("wb") as file:
@@ -24,7 +24,7 @@ def write_arrow(path: Path, tables: Iterable[pa.Table]) -> None:
 
 
 def open_arrow(path: Path, num_rows: int, fix: str) -> datasets.Dataset:
-    """The rows of a file that `write_arrow` wrote, memory-mapped.
+    """Return the rows of a file that `write_arrow` wrote, memory-mapped.
 
     Raises UserError where the file is missing, cut off, or has another number of rows than was written.
     """
@@ -38,7 +38,7 @@ def open_arrow(path: Path, num_rows: int, fix: str) -> datasets.Dataset:
 
 
 def publish(aside: Path, folder: Path) -> None:
-    """Gives a folder, whose files are on the disk, its name. Where another process was first, that one's stays."""
+    """Give a folder, whose files are on the disk, its name. Where another process was first, that one's stays."""
     sync(aside)
     try:
         aside.rename(folder)

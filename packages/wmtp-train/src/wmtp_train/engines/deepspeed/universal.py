@@ -45,7 +45,7 @@ def load_resharded(engine: DeepSpeedEngine, path: Path, saved_world: int, mesh: 
 
 @torch.no_grad()
 def _load_frozen(engine: DeepSpeedEngine, path: Path, saved_world: int, mesh: Mesh) -> None:
-    """Frozen parameters and saved buffers, which a universal load leaves as they are."""
+    """Load frozen parameters and saved buffers, which a universal load leaves as they are."""
     sharded = engine.zero_optimization_stage() == 3
     names = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(saved_world)]
     states = [
