@@ -15,7 +15,7 @@ _FORMAT = 1  # raise it whenever the same documents, seed and length give other 
 
 
 def packing_fingerprint(sequence_length: int, seed: int) -> str:
-    """Return SHA-256 (hex) of everything that decides how documents become rows. Raises UserError below 2 tokens a row."""
+    """Return SHA-256 (hex) of all that decides how documents become rows. Raise UserError below 2 tokens a row."""
     if sequence_length < 2:
         raise UserError(f"sequence_length {sequence_length}: a row shorter than 2 tokens has no target: give 2 or more")
     return hashlib.sha256(f"{_FORMAT} {sequence_length} {seed}".encode()).hexdigest()
