@@ -4,6 +4,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+TESTS = Path(__file__).parent
+for folder in ("", "core", "train", "train/checkpoint", "train/data"):  # helpers, also for processes that are forked
+    sys.path.insert(0, str(TESTS / folder))
 KINDS = ["hex", "shuffled"]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LLAMA = {

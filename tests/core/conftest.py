@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # for `signals`, here and in the processes that are started
 
 
 @pytest.fixture(scope="session")

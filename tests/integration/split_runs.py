@@ -8,7 +8,6 @@ needs takes longer than the runs. `FOLDER/NAME.pt` then holds what a run saw and
 import json
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Iterable
 from multiprocessing import connection
@@ -21,6 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.models.llama import modeling_llama  # noqa: F401 (here, so that no fork has to)
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `ranks`
+from ranks import free_ports, rank_variables
 from wmtp_train.algorithms import trainer_class
 from wmtp_train.metrics.accumulator import MetricAccumulator
 from wmtp_train.metrics.tensorboard import Monitor
@@ -57,8 +58,7 @@ def train(settings: Settings, mesh: Mesh) -> dict[str, Any]:
 
 def be_rank(folder: Path, runs: dict[str, Any], rank: int, world: int, port: int) -> None:
     """Train the runs one after the other as this rank of so many."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update(rank_variables(rank, world, port))
     mesh = start_processes()
     for name, settings in runs.items():
         found = train(Settings(**settings), mesh)
@@ -66,17 +66,6 @@ def be_rank(folder: Path, runs: dict[str, Any], rank: int, world: int, port: int
             torch.save(found, folder / f"{name}.pt")
     dist.barrier()
     dist.destroy_process_group()
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for free in sockets:
-        free.bind(("127.0.0.1", 0))
-    ports = [free.getsockname()[1] for free in sockets]
-    for free in sockets:
-        free.close()
-    return ports
 
 
 def wait_for(processes: Iterable[multiprocessing.process.BaseProcess]) -> int:

@@ -1,12 +1,13 @@
 """Two processes under the real `deepspeed` launcher train what one process trains."""
 
 import json
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from ranks import free_ports
 
 pytestmark = pytest.mark.slow
 STEPS = 6
@@ -14,9 +15,7 @@ WITNESS = Path(__file__).with_name("witnessed_training.py")
 
 
 def launcher():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     return (Path(sys.executable).with_name("deepspeed"), "--num_gpus", 2, "--master_port", port)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from itertools import product
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from ranks import free_ports
 from wmtp_core import mtp_targets
 from wmtp_models import ReferenceModel, build_policy, load_tokenizer
 from wmtp_train.algorithms import TRAINERS
@@ -117,9 +117,7 @@ def job(settings, prepared, tiny_llama):
 def found(folder, job):
     """What each of the two ranks found."""
     torch.save(job, folder / "job.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     # As many threads as here: their number may change the last bit of a product.
     common = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     common |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks_that_measure import Answers
 
 from wmtp_core import HeadWeighting, WeightHint, WeightingInputs, WeightPlan, mtp_targets
 from wmtp_models import MtpOutput
@@ -21,7 +21,6 @@ from wmtp_train.settings.schema import Settings
 from wmtp_train.trainer import BaseWmtpTrainer
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # for `forked` and its jobs, here and in the processes that are forked
 
 
 @pytest.fixture
@@ -66,50 +65,9 @@ def random_micro_batch() -> Callable[..., tuple[Batch, MtpOutput, WeightingInput
     return make
 
 
-class Answers:
-    """Stands for a step whose policy gives known answers to known batches."""
-
-    def __init__(
-        self, micro_batches: list[tuple[Batch, MtpOutput, WeightingInputs]], weighting: HeadWeighting, mesh: Mesh
-    ) -> None:
-        self.answers = {id(batch): (output, inputs) for batch, output, inputs in micro_batches}
-        self.weighting, self.horizon, self.mesh = weighting, micro_batches[0][2].valid.shape[-1], mesh
-
-    def evaluate(
-        self, batch: Batch, number: int, predict: bool = False
-    ) -> tuple[MtpOutput, WeightingInputs, torch.Tensor]:
-        output, inputs = self.answers[id(batch)]
-        if inputs.token_labels is None:
-            inputs = replace(inputs, token_labels=torch.zeros_like(batch.input_ids))
-        return output, inputs, self.weighting.plan(inputs).weights(output.ce, output.values)
-
-
 @pytest.fixture
 def answers() -> type[Answers]:
     return Answers
-
-
-@pytest.fixture
-def over_two_ranks(tmp_path: Path) -> Callable[[Any], list[Any]]:
-    """Runs two_ranks.py on a job for each rank in two gloo processes: what each of them found."""
-
-    def run(jobs: Any) -> list[Any]:
-        torch.save(jobs, tmp_path / "jobs.pt")
-        command = [sys.executable, HERE / "two_ranks.py", tmp_path]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ranks = [
-            subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True, env=environment)
-            for rank in (0, 1)
-        ]
-        try:
-            errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
-        return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
-
-    return run
 
 
 class Remembering(HeadWeighting):

@@ -1,4 +1,4 @@
-"""Runs of a trainer on several ranks; jobs for `forked.on_ranks`."""
+"""Runs of a trainer on several ranks; jobs for `ranks.on_ranks`."""
 
 import os
 import random

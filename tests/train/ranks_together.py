@@ -1,4 +1,4 @@
-"""Ranks that fail at work that they do together; a job for `forked.on_ranks`."""
+"""Ranks that fail at work that they do together; a job for `ranks.on_ranks`."""
 
 import errno
 import os

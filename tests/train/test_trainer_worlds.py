@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 import torch
-from forked import on_ranks
 from ranks_that_train import draw, train
 from safetensors.torch import load_file
+
+from ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 

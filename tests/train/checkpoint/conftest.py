@@ -1,11 +1,6 @@
 """Engines to save and load, and `jobs` importable here and in the processes that are forked."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

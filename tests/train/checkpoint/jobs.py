@@ -1,4 +1,4 @@
-"""What the ranks of a test do with engines and checkpoints; each function is a job for `forked.on_ranks`."""
+"""What the ranks of a test do with engines and checkpoints; each function is a job for `ranks.on_ranks`."""
 
 import os
 import resource

@@ -4,9 +4,9 @@ import os
 import socket
 
 import pytest
-from forked import on_ranks
 from jobs import hold
 
+from ranks import on_ranks
 from wmtp_core import UserError
 from wmtp_train.checkpoint import run_lock
 

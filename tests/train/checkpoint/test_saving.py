@@ -4,9 +4,9 @@ import os
 
 import pytest
 import torch
-from forked import on_ranks
 from jobs import die_while_saving, go_on, save_on_a_small_disk
 
+from ranks import on_ranks
 from wmtp_core import UserError
 from wmtp_train.checkpoint import newest_checkpoint, save_checkpoint
 from wmtp_train.checkpoint.manifest import find_flaw

@@ -5,8 +5,9 @@ With as many processes: test_loading.py, and the runs of test_trainer_worlds.py.
 
 import pytest
 import torch
-from forked import on_ranks
 from jobs import go_on, save_after
+
+from ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -1,18 +1,17 @@
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+from ranks_that_score import prepare_and_score
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ranks import on_ranks
 from wmtp_train.data.packed.prepared import PreparedData, prepare
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `separate_ranks`
 datasets.disable_progress_bars()
 
 WORDS = "def one(two): return three\nalpha beta gamma delta — ünïcödé 数\n"
@@ -69,12 +68,5 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
     folder = tmp_path_factory.mktemp("two_ranks")
     tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "corpus.txt").write_text(WORDS * 20)
-    script = Path(__file__).with_name("two_ranks.py")
-    ranks = [
-        subprocess.Popen([sys.executable, script, folder, str(rank)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
-        assert rank.returncode == 0, errors
+    on_ranks(folder, 2, prepare_and_score, folder)
     return folder

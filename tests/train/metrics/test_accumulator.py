@@ -3,7 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ranks_that_measure import measure
 
+from ranks import on_ranks
 from wmtp_core import UserError
 from wmtp_train.metrics.accumulator import MetricAccumulator
 from wmtp_train.step import MicroBatchLoss
@@ -88,7 +90,7 @@ def test_reading_starts_a_new_interval(processes, random_micro_batch):
     assert statistics.read(1) == pytest.approx(brute_force([second], 1, newest={0}), rel=1e-5)
 
 
-def test_two_ranks_read_the_figures_of_both_together(random_micro_batch, over_two_ranks):
+def test_two_ranks_read_the_figures_of_both_together(random_micro_batch, tmp_path):
     shares = [[micro_batch(random_micro_batch, seed) for seed in seeds] for seeds in ((0, 1), (2, 3))]
     good, poisoned = micro_batch(random_micro_batch, 4, step=6), micro_batch(random_micro_batch, 4, step=6)
     poisoned.ce[2, 0, 1] = math.nan
@@ -96,7 +98,7 @@ def test_two_ranks_read_the_figures_of_both_together(random_micro_batch, over_tw
         {"losses": share, "steps": 2, "bad_loss": bad, "evaluation": [random_micro_batch(9)]}
         for share, bad in zip(shares, (good, poisoned), strict=True)
     ]
-    ranks = over_two_ranks(jobs)
+    ranks = on_ranks(tmp_path, 2, measure, tmp_path, jobs)
     everything = brute_force(shares[0] + shares[1], 2, newest={1, 3})
     for rank in ranks:
         assert rank["statistics"] == pytest.approx(everything, rel=1e-5)

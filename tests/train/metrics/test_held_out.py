@@ -3,7 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ranks_that_measure import measure
 
+from ranks import on_ranks
 from wmtp_core import RandomWeighting, Rho1Weighting, UniformWeighting
 from wmtp_train.metrics.held_out import auc, evaluate
 from wmtp_train.step import MicroBatchLoss
@@ -112,14 +114,14 @@ def test_figures_are_those_of_a_loop_over_every_target(evaluate_all, random_micr
     assert evaluate_all(micro_batches, weighting) == pytest.approx(brute_force(micro_batches, weighting), rel=1e-5)
 
 
-def test_two_ranks_find_the_figures_of_both_together(random_micro_batch, over_two_ranks):
+def test_two_ranks_find_the_figures_of_both_together(random_micro_batch, tmp_path):
     everything = [random_micro_batch(seed) for seed in range(4)]
     _, output, inputs = everything[0]
     nothing = MicroBatchLoss(*torch.zeros(4), None, inputs, output.ce, torch.zeros_like(output.ce))
     jobs = [
         {"losses": [nothing], "steps": 1, "bad_loss": nothing, "evaluation": everything[rank::2]} for rank in (0, 1)
     ]
-    ranks = over_two_ranks(jobs)
+    ranks = on_ranks(tmp_path, 2, measure, tmp_path, jobs)
     expected = brute_force(everything, RandomWeighting(0.5, "sequence"))
     assert ranks[0]["evaluation"] == pytest.approx(expected, rel=1e-5)
     assert ranks[1]["evaluation"] == pytest.approx(expected, rel=1e-5)

@@ -3,9 +3,9 @@ import os
 from dataclasses import replace
 
 import pytest
-from forked import on_ranks
 from ranks_together import FAILURES, fail
 
+from ranks import on_ranks
 from wmtp_core import UserError
 from wmtp_train.ranks.collective import (
     fail_on_all_ranks,

@@ -1,10 +1,7 @@
-"""One of two ranks that prepare the same data and score it: python two_ranks.py FOLDER RANK (see conftest.py)."""
+"""Ranks that prepare the same data and score it; a job for `ranks.on_ranks`."""
 
-import sys
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
 from test_scoring import losses
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -16,12 +13,10 @@ from wmtp_train.data.scoring import ScoringJob
 from wmtp_train.ranks.mesh import Mesh
 
 
-def main(folder: Path, rank: int) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    everyone = dist.group.WORLD
-    mesh = Mesh(rank, 2, torch.device("cpu"), everyone, everyone)
+def prepare_and_score(mesh: Mesh, folder: Path) -> None:
+    rank = mesh.rank
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    dist.barrier()  # from here on at once
+    mesh.barrier()  # from here on at once
     prepared = prepare([folder / "corpus.txt"], tokenizer, "tiny", 8, 0, folder / "cache")
     (folder / f"prepared-{rank}").write_text(str(prepared.path))
     scored: list[int] = []
@@ -41,9 +36,3 @@ def main(folder: Path, rank: int) -> None:
 
     ScoringJob(prepared, counting, folder / "scores-in-step", "reference", mesh, 2, lockstep=True).run()
     (folder / f"in-step-{rank}").write_text(str(len(forwards)))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

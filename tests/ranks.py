@@ -1,4 +1,4 @@
-"""Jobs for several ranks at once, each in a process that is forked from one that has imported everything before."""
+"""Several ranks on this machine: ports, their environment, and jobs in forks of a process that has imported all."""
 
 import multiprocessing
 import os
@@ -19,6 +19,23 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["wmtp_train.algorithms"])
 
 
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for free in sockets:
+        free.bind(("127.0.0.1", 0))
+    ports = [free.getsockname()[1] for free in sockets]
+    for free in sockets:
+        free.close()
+    return ports
+
+
+def rank_variables(rank: int, world: int, port: int) -> dict[str, str]:
+    """What a launcher tells a process in its environment."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in place.items()}
+
+
 def on_ranks(folder: Path, world: int, job: Callable[..., Any], *arguments: Any, exits: Any = None) -> list[Any]:
     """What `job(mesh, *arguments)` returned on each of `world` ranks, or the text of the `UserError` that ended it.
 
@@ -28,9 +45,7 @@ def on_ranks(folder: Path, world: int, job: Callable[..., Any], *arguments: Any,
         exits: the exit codes of the ranks, by default 0; only ranks that end so have a result.
     """
     exits = exits or [0] * world
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     files = [folder / f"result_{rank}.pt" for rank in range(world)]
     ranks = [
         _CONTEXT.Process(target=_be_rank, args=(rank, world, port, file, job, arguments))
@@ -49,8 +64,7 @@ def on_ranks(folder: Path, world: int, job: Callable[..., Any], *arguments: Any,
 
 
 def _be_rank(rank: int, world: int, port: int, file: Path, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    address = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in address.items()})
+    os.environ.update(rank_variables(rank, world, port))
     try:
         mesh = start_processes()
         try:
