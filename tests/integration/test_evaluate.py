@@ -15,7 +15,7 @@ from wmtp_eval.sandbox import Sandbox
 from wmtp_models import build_policy
 
 ROOT = Path(__file__).parents[2]
-EXTRA = "the extra `evaluate` of wmtp-train is not installed"
+EXTRA = "wmtp-eval is not installed with its dependencies"
 
 
 @pytest.fixture
