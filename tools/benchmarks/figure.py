@@ -29,14 +29,14 @@ def draw_comparisons(comparisons: Sequence[Comparison], caption: str) -> bytes:
     return _png(figure)
 
 
-def draw_parts(parts: dict[str, dict[str, float]], colours: dict[str, str], caption: str) -> bytes:
+def draw_parts(parts: dict[str, dict[str, float]], colors: dict[str, str], caption: str) -> bytes:
     """Return a PNG with a bar for each algorithm, stacked from the seconds of its parts."""
     figure = Figure(figsize=(9, 1.3 + 0.55 * len(parts)), layout="constrained")
     axes = figure.subplots()
     for row, (name, seconds) in enumerate(parts.items()):
         left = 0.0
         for part, value in seconds.items():
-            axes.barh(name, value, left=left, color=colours[part], height=0.62, label=part)
+            axes.barh(name, value, left=left, color=colors[part], height=0.62, label=part)
             left += value
         axes.text(left, row, f" {left:.3g} s", va="center", color=INK, fontsize=9)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))

@@ -71,9 +71,9 @@ def _compare(
     for name, variant in variants.items():
         measurements[name] = Measurement(samples[name], errors[name], peaks.get(name))
         if not variant.is_peer:
-            flop, guessed_wrong = inspect(variant, problem)
+            flop, hinted_wrong = inspect(variant, problem)
             measurements[name] = replace(
-                measurements[name], pass_flop=flop / shape.pass_flop, guessed_wrong=guessed_wrong
+                measurements[name], pass_flop=flop / shape.pass_flop, hinted_wrong=hinted_wrong
             )
     title = f"V = {shape.vocab_size}, {shape.positions} positions × {shape.horizon} heads, D = {shape.hidden_size}"
     return Comparison("loss", title, asdict(shape), asdict(memory_shape), measurements)
@@ -90,8 +90,8 @@ def inspect(variant: LossVariant, problem: LossProblem) -> tuple[int, float | No
     A peer hides its products in operators of its own, so its count would be too low.
     """
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_flop}) as counter:
-        guessed_wrong = share_hinted_wrong(variant, problem)
-    return int(counter.get_total_flops()), guessed_wrong
+        hinted_wrong = share_hinted_wrong(variant, problem)
+    return int(counter.get_total_flops()), hinted_wrong
 
 
 def _addmm_flop(_total: list[int], a: list[int], b: list[int], **_: Any) -> int:

@@ -8,8 +8,8 @@ from wmtp_lab.measure.stopwatch import Spread
 LEGEND = (
     "Variants take turns; times are medians (lowest–highest) over the rounds, divided by the first variant's time in "
     "the same round. Memory is the peak beyond inputs, results included. U is one product of all rows with the "
-    "unembedding, as torch counted them. Guessed wrong is the share of predictions whose selection was hinted wrong, "
-    "and mended. Error is the largest of loss and gradients against an exact computation on a small shape, by the norm."
+    "unembedding, as torch counted them. Hinted wrong is the share of predictions whose selection was hinted wrong, "
+    "and fixed. Error is the largest of loss and gradients against an exact computation on a small shape, by the norm."
 )
 
 
@@ -27,8 +27,8 @@ def to_markdown(comparison: Comparison) -> str:
         columns["peak memory"] = [_memory(comparison, name) for name in columns[""]]
     if any(m.pass_flop is not None for m in measured):
         columns["FLOP"] = ["–" if m.pass_flop is None else f"{m.pass_flop:.2f} U" for m in measured]
-    if any(m.guessed_wrong is not None for m in measured):
-        columns["hinted wrong"] = ["–" if m.guessed_wrong is None else f"{m.guessed_wrong:.1%}" for m in measured]
+    if any(m.hinted_wrong is not None for m in measured):
+        columns["hinted wrong"] = ["–" if m.hinted_wrong is None else f"{m.hinted_wrong:.1%}" for m in measured]
     columns["error"] = [f"{m.error:.0e}" for m in measured]
     rows = zip(*columns.values(), strict=True)
     lines = [_row(list(columns)), _row(["---"] + ["--:"] * (len(columns) - 1)), *map(_row, rows)]

@@ -19,7 +19,7 @@ COMPARISON = Comparison(
     {"positions": 6},
     {
         "naive": Measurement(_samples(2.0, 4.0), 1e-6, peak_bytes=300 * 2**20, pass_flop=3.0),
-        "ours": Measurement(_samples(1.0, 3.0), 2e-6, peak_bytes=10 * 2**20, pass_flop=2.4, guessed_wrong=0.0123),
+        "ours": Measurement(_samples(1.0, 3.0), 2e-6, peak_bytes=10 * 2**20, pass_flop=2.4, hinted_wrong=0.0123),
         "theirs": Measurement(_samples(4.0, 8.0), 3e-6),
     },
 )

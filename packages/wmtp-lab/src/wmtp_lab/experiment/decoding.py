@@ -48,12 +48,12 @@ def measure_decoding(model: Path, prompts: list[list[int]], new_tokens: int) -> 
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy = load_wmtp(model).to(device).eval()
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, sampling in ((GREEDY, None), (SAMPLED, Sampling(temperature=1.0, seed=0))):
         # Settling near-ties by the plain model would cost forwards and change a token in a thousand.
         result = generate(policy, prompts, new_tokens, sampling=sampling, exact=False)
         verifying = result.row_forwards - len(prompts)
-        figures[name] = sum(result.accepted) / verifying
+        metrics[name] = sum(result.accepted) / verifying
         for head, share in enumerate(result.acceptance, start=1):
-            figures[f"{name}/head_{head}"] = share
-    return figures
+            metrics[f"{name}/head_{head}"] = share
+    return metrics

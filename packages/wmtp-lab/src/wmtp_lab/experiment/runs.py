@@ -70,7 +70,7 @@ def record_references(plan: Plan, results: Results, home: Path) -> None:
 def rows_of(arm: str, seed: int | None, folder: Path) -> list[Row]:
     """Return everything that a finished run recorded.
 
-    TensorBoard's scalars, and its final held-out figures unrounded.
+    TensorBoard's scalars, and its final held-out metrics unrounded.
     """
     (found,) = read_runs([folder])
     points = {
@@ -78,21 +78,21 @@ def rows_of(arm: str, seed: int | None, folder: Path) -> list[Row]:
         for tag, series in found.scalars.items()
         for step, value in zip(*series, strict=True)  # a step that a resumed run wrote again counts once
     }
-    points |= {(f"evaluation/{figure}", found.steps): value for figure, value in found.figures.items()}
+    points |= {(f"evaluation/{metric}", found.steps): value for metric, value in found.metrics.items()}
     return [Row(arm, seed, tag, step, value) for (tag, step), value in sorted(points.items())]
 
 
 def decode_missing(runs: list[PlannedRun], results: Results, prompts: list[list[int]], new_tokens: int) -> None:
-    """Count accepted drafts on every trained model of several heads that has no such figures yet."""
+    """Count accepted drafts on every trained model of several heads that has no such metrics yet."""
     missing = [
         run
         for run in runs
         if results.has(run.arm, run.seed, "evaluation/clean/ce/head_1") and not results.has(run.arm, run.seed, GREEDY)
     ]
     for run in missing:
-        figures = measure_decoding(run.folder / "model", prompts, new_tokens)
-        figures[ON_TEXT] = results.final(run.arm, run.seed, "evaluation/clean/tokens_per_forward") - 1
-        results.add(Row(run.arm, run.seed, figure, 0, value) for figure, value in figures.items())
+        metrics = measure_decoding(run.folder / "model", prompts, new_tokens)
+        metrics[ON_TEXT] = results.final(run.arm, run.seed, "evaluation/clean/tokens_per_forward") - 1
+        results.add(Row(run.arm, run.seed, metric, 0, value) for metric, value in metrics.items())
 
 
 def _passage(run: PlannedRun) -> Any:

@@ -61,7 +61,7 @@ def _peak_here(warm_up: Prepare, prepare: Prepare, threads: int) -> int:
 
 
 def _status(field: str) -> int:
-    """Return a figure of /proc/self/status, in bytes."""
+    """Return a number of /proc/self/status, in bytes."""
     (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 
