@@ -3,9 +3,8 @@ import io
 import matplotlib.image
 
 from benchmarks.comparison import Comparison, Measurement
-from benchmarks.figure import draw_comparisons, draw_parts
-from benchmarks.markdown import to_markdown
 from benchmarks.parts import PARTS
+from benchmarks.report import draw_comparisons, draw_parts, to_markdown
 
 
 def _samples(*seconds: float) -> list[dict[str, float]]:
