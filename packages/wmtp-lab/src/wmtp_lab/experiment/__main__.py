@@ -120,10 +120,7 @@ def is_complete(results: Results, plan: Plan) -> bool:
 
 
 def is_reportable(results: Results) -> bool:
-    """Return whether a report can be drawn.
-
-    Everything is there that the plan in the file names, and it is such a plan.
-    """
+    """Return whether the file holds a valid plan, and everything that it names."""
     try:
         return is_complete(results, Plan.model_validate(results.facts.get("plan")))
     except ValidationError:

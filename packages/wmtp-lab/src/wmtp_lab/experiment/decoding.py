@@ -34,12 +34,10 @@ def held_out_prompts(file: Path, tokenizer: Path, plan: DecodingPlan) -> list[li
 
 
 def measure_decoding(model: Path, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
-    """Return accepted drafts per verifying forward of a row, greedy and sampled at temperature 1.
-
-    And each head's acceptance.
+    """Return accepted drafts per verifying forward of a row, greedy and sampled, and each head's acceptance.
 
     A forward over the prompt drafts only, so it does not count. Greedy text of a small model soon repeats itself, which
-    any head predicts; sampled text does not.
+    any head predicts; sampled text, at temperature 1, does not.
 
     Args:
         model: folder of a trained model of several heads.

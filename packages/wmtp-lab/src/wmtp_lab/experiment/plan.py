@@ -127,10 +127,7 @@ def read_plan(file: Path) -> Plan:
 
 
 def run_settings(plan: Plan, home: Path, arm: str, seed: int, only_ours: bool = False) -> dict[str, Any]:
-    """Return the settings of one run as `launch/train.py --config` reads them.
-
-    `only_ours`: what the plan cannot say.
-    """
+    """Return the settings of a run for `launch/train.py --config`; `only_ours`: those that the plan cannot set."""
     reference = home / plan.arms_with_another.get(arm, REFERENCE)
     ours = {
         "seed": seed,

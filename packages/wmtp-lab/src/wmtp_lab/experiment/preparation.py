@@ -47,7 +47,7 @@ def prepare_references(plan: Plan, home: Path) -> None:
 
 
 def reference_config(home: Path, name: str) -> Path:
-    """Return where the configuration of a reference's run is."""
+    """Return the path of the configuration of a reference's run."""
     return home / "configs" / f"{name}.yaml"
 
 

@@ -68,10 +68,7 @@ def record_references(plan: Plan, results: Results, home: Path) -> None:
 
 
 def rows_of(arm: str, seed: int | None, folder: Path) -> list[Row]:
-    """Return everything that a finished run recorded.
-
-    TensorBoard's scalars, and its final held-out metrics unrounded.
-    """
+    """Return what a finished run recorded: TensorBoard's scalars, and its final held-out metrics unrounded."""
     (found,) = read_runs([folder])
     points = {
         (tag, step): value

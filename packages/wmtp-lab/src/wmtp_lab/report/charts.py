@@ -122,12 +122,8 @@ def _kept_by_kind(run: Run, kinds: Kinds) -> list[Line]:
     return lines
 
 
-def _selected_ratio(run: Run, _: Kinds) -> list[Line]:
-    return _by_head(run, "selected_ratio") if selects(run) else []
-
-
-def _threshold(run: Run, _: Kinds) -> list[Line]:
-    return _by_head(run, "threshold", first=1) if selects(run) else []
+def _where_it_selects(tag: str, first: int = 0) -> Callable[[Run, Kinds], list[Line]]:
+    return lambda run, _: _by_head(run, tag, first) if selects(run) else []
 
 
 def _scalar(tag: str, label: str) -> Callable[[Run, Kinds], list[Line]]:
@@ -135,9 +131,9 @@ def _scalar(tag: str, label: str) -> Callable[[Run, Kinds], list[Line]]:
 
 
 def _value_auc(run: Run, _: Kinds) -> list[Line]:
-    tags = [f"evaluation/{name}/value_auc" for name in run.evaluation_sets]
-    found = {tag: run.scalars[tag] for tag in tags if tag in run.scalars and len(run.scalars[tag].steps) > 1}
-    return [Line(tag.split("/")[1], series, head_color(i, len(found))) for i, (tag, series) in enumerate(found.items())]
+    found = {name: run.scalars.get(f"evaluation/{name}/value_auc") for name in run.evaluation_sets}
+    curves = {name: series for name, series in found.items() if series and len(series.steps) > 1}
+    return [Line(name, series, head_color(i, len(curves))) for i, (name, series) in enumerate(curves.items())]
 
 
 CHARTS = [
@@ -147,10 +143,12 @@ CHARTS = [
           x_label="head"),
     Chart("Selection", "Kept, by kind of text", "Share of the later heads' predictions; running mean.",
           _kept_by_kind, share=True),
-    Chart("Selection", "Kept, by head", "Share of each head's predictions.", _selected_ratio, share=True),
+    Chart("Selection", "Kept, by head", "Share of each head's predictions.",
+          _where_it_selects("selected_ratio"), share=True),
     Chart("Selection", "Mean excess loss", "Loss minus the reference's loss on the same token, in nats.",
           lambda run, _: _by_head(run, "excess_mean")),
-    Chart("Selection", "Threshold", "Smallest excess loss that is still selected, in nats.", _threshold),
+    Chart("Selection", "Threshold", "Smallest excess loss that is still selected, in nats.",
+          _where_it_selects("threshold", first=1)),
     Chart("Critic", "Value loss", "What the value head minimises.", _scalar("critic/value_loss", "value loss")),
     Chart("Critic", "Entropy of the weights", "Over a position's heads; equal weights give the most.",
           _scalar("critic/weight_entropy", "entropy")),

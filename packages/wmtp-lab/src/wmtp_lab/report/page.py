@@ -61,10 +61,7 @@ def render(runs: list[Run]) -> str:
 
 
 def shown_passage(run: Run) -> Passage | None:
-    """Return the first passage with noise in it, else the first.
-
-    None where there is none or no later head to mark it.
-    """
+    """Return the first passage with noise, else the first; None where no passage has a later head to mark it."""
     passages = [passage for passage in run.passages.values() if passage.later_heads]
     return next((passage for passage in passages if passage.kinds), passages[0] if passages else None)
 
