@@ -65,7 +65,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders, and names each run by as much of its path as tells it from the others.
+    """Read run folders, and name each run by as much of its path as tells it from the others.
 
     Raises:
         UserError: a folder is missing, is named twice or is no finished run, or a file in it cannot be read.
