@@ -15,7 +15,12 @@ from wmtp_core import UserError
 Prepare = Callable[[], Callable[[], Any]]
 """Makes the inputs and returns the operation on them. Another process must be able to import it."""
 # What every process would otherwise import for itself, the benchmark's own main module included.
-_IMPORTED_ONCE = ["torch", "transformers.models.llama.modeling_llama", "wmtp_models", "matplotlib.figure"]
+_IMPORTED_ONCE = [
+    "transformers.models.llama.modeling_llama",
+    "wmtp_train.engines.deepspeed.engine",
+    "wmtp_train.run",
+    "matplotlib.figure",
+]
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
