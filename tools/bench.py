@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from benchmarks.comparison import Comparison
-from benchmarks.figure import draw_comparisons
 from benchmarks.loss_benchmark import loss_comparisons
-from benchmarks.markdown import LEGEND, to_markdown
 from benchmarks.options import Options, add_options, check_options
+from benchmarks.report import LEGEND, draw_comparisons, to_markdown
 from benchmarks.step_benchmark import step_comparisons
 from wmtp_core import UserError
 from wmtp_lab.measure.machine import describe_machine, describe_versions

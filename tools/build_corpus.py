@@ -12,7 +12,7 @@
     test.jsonl               5 %  clean
 
 A row is {"path", "text", "noise": [[start, end, kind], …], "reward"}: character spans, sorted and disjoint, and 1 for
-genuine code, 0 for broken code, null for text that is no one's code. Noise process, seeded by `--seed` and the path:
+genuine code, 0 for broken code, null for text that is not real code. Noise process, seeded by `--seed` and the path:
 
 1. A third of the documents (files, or what long files are cut into) are broken: their file no longer parses, and the
    evidence is all over them. Three of four commas and colons become semicolons, and as many closing brackets become

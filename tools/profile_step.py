@@ -11,13 +11,14 @@ import json
 import sys
 from collections.abc import Sequence
 
-from benchmarks.figure import draw_parts
 from benchmarks.options import Options, add_options, check_options
 from benchmarks.parts import PARTS, measure_parts
+from benchmarks.report import draw_parts
 from benchmarks.step_shape import StepShape
 from benchmarks.training import STEP_VARIANTS
 from wmtp_core import UserError
 from wmtp_lab.measure.machine import describe_machine, describe_versions
+from wmtp_lab.tables import markdown_table
 
 _ON_CPU = StepShape(8192, batch=4, length=256, hidden_size=256, layers=8)
 _ON_CUDA = StepShape(32768, batch=4, length=1024, hidden_size=1024, layers=12)
@@ -34,10 +35,9 @@ def profile(options: Options) -> None:
         for name, variant in STEP_VARIANTS.items()
     }
     print(f"{options.command}\n{machine}\n{shape}\n")
-    print("| seconds | " + " | ".join(seconds) + " |\n| --- |" + " --: |" * len(seconds))
-    for part in PARTS:
-        print(f"| {part} | " + " | ".join(f"{parts[part]:.4f}" for parts in seconds.values()) + " |")
-    print("| **step** | " + " | ".join(f"**{sum(parts.values()):.4f}**" for parts in seconds.values()) + " |")
+    rows = [[part, *(f"{parts[part]:.4f}" for parts in seconds.values())] for part in PARTS]
+    rows.append(["**step**", *(f"**{sum(parts.values()):.4f}**" for parts in seconds.values())])
+    print(markdown_table(["seconds", *seconds], rows))
     record = {"command": options.command, "machine": machine, "versions": versions, "seconds": seconds}
     (options.output / "profile.json").write_text(json.dumps(record, indent=1) + "\n")
     caption = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("lm_eval", reason="the extra `evaluate` of wmtp-train is not installed")
+pytest.importorskip("lm_eval", reason="wmtp-eval is not installed with its dependencies")
 
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
@@ -110,5 +110,5 @@ def test_an_unknown_task_is_refused(ours):
 def test_a_task_without_its_data_is_refused(ours, tmp_path):
     data = "dataset_path: json\ndataset_kwargs: {data_files: {test: missing.jsonl}}\n"
     (tmp_path / "broken.yaml").write_text("task: broken\n" + data)
-    with pytest.raises(UserError, match=r"evaluation.tasks: Unable to find '.*missing.jsonl'; mend the task file's"):
+    with pytest.raises(UserError, match=r"evaluation.tasks: Unable to find '.*missing.jsonl'; fix the task file's"):
         run_tasks(ours, ["broken"], tmp_path, limit=1)

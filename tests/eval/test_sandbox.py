@@ -173,7 +173,7 @@ def by_itself():
 def test_nothing_outlives_us_for_long(by_itself):
     program = "from sandbox import Sandbox\nSandbox(3, 512).run('while True: pass')"
     runner = subprocess.Popen([sys.executable, "-c", program], cwd=by_itself)
-    while not (inside := inmates(runner.pid)):
+    while not (inside := processes_inside(runner.pid)):
         assert runner.poll() is None
         time.sleep(0.05)
     runner.kill()
@@ -184,7 +184,7 @@ def test_nothing_outlives_us_for_long(by_itself):
         time.sleep(0.1)
 
 
-def inmates(parent: int) -> list[int]:
+def processes_inside(parent: int) -> list[int]:
     """`timeout`, `unshare`, the namespace's first process and the program, once all four are there."""
     found = [parent]
     for pid in found:

@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 from wmtp_core import UserError
 from wmtp_eval.sandbox import Sandbox
 from wmtp_models import build_policy
+from wmtp_train.engines.deepspeed.engine import ZeroEngine
 
 ROOT = Path(__file__).parents[2]
-EXTRA = "the extra `evaluate` of wmtp-train is not installed"
+EXTRA = "wmtp-eval is not installed with its dependencies"
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def evaluate(processes, make_settings, tiny_home, tiny_llama, tmp_path, monkeypa
 
 def test_a_run_is_evaluated_without_an_engine_and_no_program_is_run(evaluate, tmp_path, monkeypatch):
     monkeypatch.setattr(Sandbox, "run", lambda self, program: pytest.fail("a program was run"))
-    monkeypatch.setattr("wmtp_train.trainer.build_engine", lambda *_: pytest.fail("an engine was built"))
+    monkeypatch.setattr(ZeroEngine, "__init__", lambda *_: pytest.fail("an engine was built"))
     table = evaluate()
     metrics = json.loads((tmp_path / "run/evaluation.json").read_text())
     expected = {f"held_out/{name}/head_{h}" for name in ("ce", "accuracy", "clean_ce") for h in range(3)}

@@ -17,8 +17,8 @@ class Measurement:
     """Peak memory beyond inputs, results included."""
     pass_flop: float | None = None
     """Matrix-product FLOP of forward and backward that torch counted, in passes over the unembedding (U)."""
-    guessed_wrong: float | None = None
-    """Share of predictions whose selection was hinted wrong, and mended."""
+    hinted_wrong: float | None = None
+    """Share of predictions whose selection was hinted wrong, and fixed."""
 
 
 @dataclass(frozen=True)

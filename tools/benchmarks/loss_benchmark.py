@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.comparison import Comparison, Measurement
 from benchmarks.equality import check_loss_variant
 from benchmarks.loss_variants import LossResult, LossVariant, loss_variants, share_hinted_wrong
 from benchmarks.problems import LossProblem, LossShape, make_loss_problem
+from wmtp_lab.measure.flop import count_flop
 from wmtp_lab.measure.memory import peak_memory, why_not_measured
 from wmtp_lab.measure.stopwatch import interleaved
 
@@ -71,9 +70,9 @@ def _compare(
     for name, variant in variants.items():
         measurements[name] = Measurement(samples[name], errors[name], peaks.get(name))
         if not variant.is_peer:
-            flop, guessed_wrong = inspect(variant, problem)
+            flop, hinted_wrong = inspect(variant, problem)
             measurements[name] = replace(
-                measurements[name], pass_flop=flop / shape.pass_flop, guessed_wrong=guessed_wrong
+                measurements[name], pass_flop=flop / shape.pass_flop, hinted_wrong=hinted_wrong
             )
     title = f"V = {shape.vocab_size}, {shape.positions} positions × {shape.horizon} heads, D = {shape.hidden_size}"
     return Comparison("loss", title, asdict(shape), asdict(memory_shape), measurements)
@@ -85,15 +84,9 @@ def prepare_loss(name: str, shape: LossShape, device: torch.device, dtype: torch
 
 
 def inspect(variant: LossVariant, problem: LossProblem) -> tuple[int, float | None]:
-    """Return FLOP of one run's matrix products as torch counts them, and the share hinted wrong, if the variant hints.
+    """Return FLOP of one run's matrix products, and the share hinted wrong, None where the variant does not hint.
 
     A peer hides its products in operators of its own, so its count would be too low.
     """
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_flop}) as counter:
-        guessed_wrong = share_hinted_wrong(variant, problem)
-    return int(counter.get_total_flops()), guessed_wrong
-
-
-def _addmm_flop(_total: list[int], a: list[int], b: list[int], **_: Any) -> int:
-    """Return torch counts `addmm`, and not `addmm_`: shapes `[n, k]` and `[k, m]`."""
-    return 2 * a[0] * a[1] * b[1]
+    shares: list[float | None] = []
+    return count_flop(lambda: shares.append(share_hinted_wrong(variant, problem))), shares[0]

@@ -36,7 +36,7 @@ class LossVariant:
     """Somebody else's: where it is wrong or does not run, it is left out and the reason printed."""
 
     def __call__(self, problem: LossProblem, watch: Callable[[WeightHint], WeightHint] | None = None) -> "LossResult":
-        """Fills `problem.hidden.grad` and `problem.weight.grad` anew.
+        """Fill `problem.hidden.grad` and `problem.weight.grad` anew.
 
         Args:
             watch: wraps the hint that ours is given, where it is given one.
@@ -89,10 +89,7 @@ class WatchedHint:
         return weights
 
     def share_wrong(self, weights: Tensor, valid: Tensor) -> float:
-        """Return share of the valid predictions, bool `[B, S, H]`, that were kept and should not be.
-
-        Or the other way.
-        """
+        """Return the share of valid predictions, bool `[B, S, H]`, of which the hint was wrong."""
         hinted = torch.zeros_like(weights).flatten(0, 1)  # [P, H]
         hinted[torch.cat(self.said["positions"])] = torch.cat(self.said["weights"])
         wrong = (hinted.view_as(weights) != 0) != (weights != 0)

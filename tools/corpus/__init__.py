@@ -1,1 +1,1 @@
-"""Parts of `build_corpus.py`: where text comes from, what is clean, how it is cut, soiled and broken."""
+"""Parts of `build_corpus.py`: where text comes from, what is clean, how it is cut, noised and broken."""

@@ -29,9 +29,9 @@ def assemble(sources: Iterable[SourceFile], seed: int, limit: int | None) -> dic
 
 
 def _sorted_files(sources: Iterable[SourceFile]) -> tuple[list[SourceFile], list[SourceFile]]:
-    """Return candidates for clean code, and natural noise, by digest of their paths.
+    """Return candidates for clean code, and natural noise, without short files and duplicates.
 
-    Without short files and duplicates.
+    Both are in the order of their paths' digests.
     """
     code: list[SourceFile] = []
     natural: list[SourceFile] = []

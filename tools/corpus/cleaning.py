@@ -11,9 +11,9 @@ _GENERATED = re.compile(r"(?im)^#.*generated\b|\bfile is generated\b|\bgenerated
 
 
 def is_natural_noise(text: str) -> bool:
-    """Return tables and generated text: many digits, mostly overlong lines.
+    """Return whether a text is a table or generated.
 
-    Or a head that says that a program wrote it.
+    It has many digits, mostly overlong lines, or a head that says that a program wrote it.
     """
     overlong = sum(len(line) for line in text.split("\n") if len(line) > _LONGEST_LINE)
     table = _digit_share(text) > _MOST_DIGITS["table"]

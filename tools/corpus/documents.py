@@ -1,4 +1,4 @@
-"""Files become rows of the corpus: cut, broken, soiled, labelled and rewarded."""
+"""Files become rows of the corpus: cut, broken, noised, labelled and rewarded."""
 
 from random import Random
 from typing import NamedTuple

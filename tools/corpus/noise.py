@@ -1,4 +1,4 @@
-"""Seeded blocks of noise in the midst of a clean document, each with the span of characters that it takes."""
+"""Seeded blocks of noise inside a clean document, each with the span of characters that it takes."""
 
 import base64
 import re
@@ -21,7 +21,7 @@ class Span(NamedTuple):
 
 
 def insert_noise(text: str, spans: list[Span], rng: Random) -> tuple[str, list[Span]]:
-    """Put blocks of noise at seeded line starts of `text`, and moves the given `spans` along.
+    """Put blocks of noise at seeded line starts of `text`, and move the given `spans` along.
 
     No given span may cross a line end. Returns the new text and all its spans, sorted and disjoint.
     """

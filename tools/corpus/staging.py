@@ -1,11 +1,12 @@
 """A folder appears whole or not at all."""
 
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from wmtp_core.errors import UserError
+from wmtp_train.atomic_io import commit_dir, partial_of, sync
 
 
 @contextmanager
@@ -19,15 +20,16 @@ def staged_folder(output: Path, marker: str) -> Iterator[Path]:
     output = output.resolve()
     if output.exists() and not (output.is_dir() and ((output / marker).is_file() or not any(output.iterdir()))):
         raise UserError(f"--output {output}: exists and holds no {marker}; name a new folder, or delete it")
+    partial = partial_of(output)
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        parent = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+        partial.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written ({error.strerror}); name another folder") from error
-    with parent as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
-        yield new
-        if output.exists():
-            output.rename(old)
-        new.rename(output)
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            sync(file)
+        commit_dir(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Results as an experiment leaves them, made up so that every figure of the report is known."""
+"""Results as an experiment leaves them, made up so that every metric of the report is known."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,9 +53,9 @@ def rows(curves: Curves) -> list[Row]:
 
 def selection_rows(arm: str, seed: int, step: int) -> list[Row]:
     shares = {kind: (step / 30) / (place + 1) for place, kind in enumerate(KINDS)}
-    figures = {f"noise/kept/{kind}": share for kind, share in shares.items()}
-    figures |= {"noise/precision": 0.6, "noise/recall": 0.8, "excess_auc": 0.5 + step / 100}
-    return [Row(arm, seed, f"evaluation/noisy/{figure}", step, value) for figure, value in figures.items()]
+    metrics = {f"noise/kept/{kind}": share for kind, share in shares.items()}
+    metrics |= {"noise/precision": 0.6, "noise/recall": 0.8, "excess_auc": 0.5 + step / 100}
+    return [Row(arm, seed, f"evaluation/noisy/{metric}", step, value) for metric, value in metrics.items()]
 
 
 def cost_rows(arms: list[str]) -> list[Row]:

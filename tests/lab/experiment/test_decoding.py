@@ -56,6 +56,6 @@ def test_heads_that_agree_are_always_accepted_and_others_never(
     sign: float, accepted: int, tiny_llama: dict[str, Any], tmp_path: Path
 ) -> None:
     policy_of_one_token(tiny_llama, sign).save_pretrained(tmp_path)
-    figures = measure_decoding(tmp_path, [[1, 2], [3, 4], [5, 6]], new_tokens=1 + 2 * HORIZON)
-    assert figures[GREEDY] == figures[SAMPLED] == accepted
-    assert figures[f"{GREEDY}/head_1"] == figures[f"{SAMPLED}/head_2"] == accepted / (HORIZON - 1)
+    metrics = measure_decoding(tmp_path, [[1, 2], [3, 4], [5, 6]], new_tokens=1 + 2 * HORIZON)
+    assert metrics[GREEDY] == metrics[SAMPLED] == accepted
+    assert metrics[f"{GREEDY}/head_1"] == metrics[f"{SAMPLED}/head_2"] == accepted / (HORIZON - 1)

@@ -4,7 +4,6 @@ import pytest
 from matplotlib.colors import to_hex
 
 from wmtp_lab.experiment.analysis import Analysis
-from wmtp_lab.experiment.drawing import arm_colours, arm_lines
 from wmtp_lab.experiment.loss_figures import (
     difference_curves,
     final_differences,
@@ -12,6 +11,7 @@ from wmtp_lab.experiment.loss_figures import (
     learning_curves,
     tokens_to_baseline,
 )
+from wmtp_lab.plots import arm_styles
 
 
 @pytest.fixture
@@ -68,13 +68,12 @@ def test_one_seed_is_drawn_without_bands(make_results: Any) -> None:
     assert len(final_differences(analysis).axes[0].lines) == 2  # zero and a dot
 
 
-def test_more_arms_than_colours_differ_in_their_lines() -> None:
+def test_more_arms_than_colors_differ_in_their_lines() -> None:
     arms = [f"arm {i}" for i in range(12)]
-    looks = {(colour, arm_lines(arms, "arm 0")[arm]) for arm, colour in arm_colours(arms, "arm 0").items()}
-    assert len(looks) == 12
+    assert len(set(arm_styles(arms, "arm 0").values())) == 12
 
 
-def test_an_arm_has_one_colour(analysis: Analysis) -> None:
-    colours = arm_colours(analysis.arms, analysis.baseline)
-    assert len(set(colours.values())) == 3
-    assert to_hex(final_differences(analysis).axes[0].lines[1].get_color()) == colours["rho1-k0.6"]
+def test_an_arm_has_one_color(analysis: Analysis) -> None:
+    assert len({style.color for style in analysis.styles.values()}) == 3
+    drawn = final_differences(analysis).axes[0].lines[1].get_color()
+    assert to_hex(drawn) == analysis.styles["rho1-k0.6"].color

@@ -84,9 +84,9 @@ def test_arms_of_a_seed_begin_at_the_same_weights_and_seeds_at_others(results: R
 
 
 def test_costs_tell_four_heads_from_one(results: Results) -> None:
-    for figure, count in (("cost/flop", 3), ("cost/seconds", 2), ("cost/peak_bytes", 1)):
+    for metric, count in (("cost/flop", 3), ("cost/seconds", 2), ("cost/peak_bytes", 1)):
         for arm in ("next-token", "rho1", "reference"):
-            values = results.series[arm, None, figure].values
+            values = results.series[arm, None, metric].values
             assert len(values) == count
             assert min(values) > 0
     flop = {arm: results.final(arm, None, "cost/flop") for arm in ("next-token", "rho1", "reference")}
@@ -152,7 +152,7 @@ def test_another_way_of_decoding_is_measured_anew(home: Path, monkeypatch: pytes
     assert after.series.keys() == before.series.keys()
 
 
-def test_a_plan_that_was_refused_can_be_mended(home: Path, tmp_path: Path) -> None:
+def test_a_plan_that_was_refused_can_be_fixed(home: Path, tmp_path: Path) -> None:
     wrong, plan = tmp_path / "wrong.yaml", home / "out/plan.json"
     before = plan.read_bytes()
     for change, message in [

@@ -50,7 +50,7 @@ def test_a_job_is_alone_and_has_its_share_of_the_cores(tmp_path: Path, monkeypat
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("KEPT", "yes")
     shown = "'RANK' in os.environ, os.environ['KEPT'], os.environ['OMP_NUM_THREADS'], os.getpgid(0) == os.getpid()"
-    run_job("look", ["-c", f"import os; print({shown})"], tmp_path / "look.log")
+    run_job(job(tmp_path, "look", f"import os; print({shown})"))
     # In a group of its own, where Ctrl-C does not reach it: it is ended by SIGTERM, and saves.
     assert (tmp_path / "look.log").read_text().split() == ["False", "yes", str(threads_of(1)), "True"]
     assert threads_of(10**6) == 1

@@ -34,9 +34,9 @@ def test_questions(tmp_path: Path) -> None:
     assert results.has("a", 1, "loss")
     assert not results.has("a", None, "loss")
     assert results.final("a", 0, "loss") == 1 / 3
-    assert results.figures("a", "cost/") == ["flop"]
+    assert results.metrics("a", "cost/") == ["flop"]
     results.forget("cost/")
-    assert results.figures("a", "") == ["loss"]
+    assert results.metrics("a", "") == ["loss"]
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -59,6 +59,15 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatc
         raise OSError("disk full")
 
     monkeypatch.setattr(pq, "write_table", fail)
-    with pytest.raises(UserError, match="disk full; mend that, and the same command goes on"):
+    with pytest.raises(UserError, match="disk full; fix that, and the same command goes on"):
         results.add(ROWS[1:])
     assert results.file.read_bytes() == before
+
+
+def test_a_file_that_calls_its_metrics_figures_is_read(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.parquet", {"steps": 3})
+    results.add(ROWS)
+    table = pq.read_table(results.file)
+    names = ["arm", "seed", "figure", "step", "value"]
+    pq.write_table(table.rename_columns(names).replace_schema_metadata(table.schema.metadata), results.file)
+    assert open_results(results.file) == results

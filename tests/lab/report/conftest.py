@@ -26,7 +26,7 @@ SCALARS: Scalars = {
     "train/tokens_per_second": [(10, 2000.0), (20, 4000.0), (30, 4200.0)],
     "train/step_seconds": [(10, 0.5), (20, 0.25), (30, 0.2380952)],
 }
-FIGURES = {
+METRICS = {
     "clean/ce/head_0": 4.25,
     "clean/ce/head_1": 5.75,
     "clean/ce/head_2": 7.25,
@@ -68,7 +68,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         name: str = "run",
         algo: str = "rho1-wmtp",
         scalars: Scalars = SCALARS,
-        figures: dict[str, float] = FIGURES,
+        metrics: dict[str, float] = METRICS,
         passages: dict[str, Any] = PASSAGES,
     ) -> Path:
         folder = tmp_path / name
@@ -77,7 +77,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                 for step, value in points:
                     writer.add_scalar(tag, value, step)
         (folder / "settings.json").write_text(json.dumps({"algo": algo}))
-        (folder / "evaluation.json").write_text(json.dumps(figures))
+        (folder / "evaluation.json").write_text(json.dumps(metrics))
         (folder / "passages.json").write_text(json.dumps(passages))
         return folder
 

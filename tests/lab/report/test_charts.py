@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from wmtp_lab.plots import kind_styles
 from wmtp_lab.report.charts import CHARTS, Line, draw, limits_of, smooth, spread
 from wmtp_lab.report.runs import Series, read_runs
-from wmtp_lab.report.theme import kind_styles
 
 
 def lines_by_title(folder: Any) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def test_a_critic_has_its_own_and_keeps_everything(make_run: Any) -> None:
         "critic/weight_entropy": [(10, 1.3), (20, 1.2)],
         "evaluation/noisy/value_auc": [(10, 0.5), (20, 0.7)],
     }
-    figures = {"noisy/ce/head_0": 7.0, "noisy/value_auc": 0.7}
-    charts = lines_by_title(make_run(scalars=scalars, figures=figures))
+    metrics = {"noisy/ce/head_0": 7.0, "noisy/value_auc": 0.7}
+    charts = lines_by_title(make_run(scalars=scalars, metrics=metrics))
     assert list(charts) == ["Training loss", "Value loss", "Entropy of the weights", "Value AUC"]
     assert charts["Value AUC"][0].label == "noisy"
 

@@ -5,8 +5,9 @@ import matplotlib.image
 import pytest
 
 from wmtp_core.errors import UserError
-from wmtp_lab.report.overview import layout, picture, window
+from wmtp_lab.report.overview import picture
 from wmtp_lab.report.passage import Token
+from wmtp_lab.report.passage_plot import layout, window
 from wmtp_lab.report.runs import read_runs
 
 

@@ -56,7 +56,7 @@ def test_every_reference_within_the_page_is_met_once(page: str) -> None:
     assert not re.search(r'id="\w+_\d+"', page)
 
 
-def test_the_page_shows_the_figures(page: str) -> None:
+def test_the_page_shows_the_metrics(page: str) -> None:
     cells = re.findall(r"<td>([^<]*)</td>", page)
     assert cells[:9] == ["run", "rho1-wmtp", "30", "30,000", "4,000", "clean", "4.25", "5.75", "7.25"]
     assert "with an AUC of 0.79 (chance: 0.50)." in page

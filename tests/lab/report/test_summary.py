@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from wmtp_lab.report.runs import read_runs
-from wmtp_lab.report.summary import held_out_loss, number, result_sentence, table_head, table_row
+from wmtp_lab.report.summary import held_out_loss, result_sentence, table_head, table_row
 
 CURVES = {f"evaluation/clean/ce/head_{h}": [(20, 7.0 + h), (30, last)] for h, last in enumerate((4.25, 5.75, 9.5))}
 
@@ -13,7 +13,7 @@ def run(make_run: Any) -> Any:
     return read_runs([make_run()])[0]
 
 
-def test_the_sentence_holds_the_figures(run: Any) -> None:
+def test_the_sentence_holds_the_metrics(run: Any) -> None:
     words = result_sentence(run).replace("\u00a0", " ").replace("\u202f", " ")
     assert words == (
         "from step 10 to 30 the loss on training text fell for every head (head 0 8.00 → 4.00, head 1 8.50 → 5.50, "
@@ -33,7 +33,7 @@ def test_held_out_curves_are_told_first_and_a_loss_that_rose_is_not_said_to_fall
 
 def test_a_run_without_held_out_text_speaks_of_training_alone(make_run: Any) -> None:
     scalars = {"ce/head_0": [(10, 8.0), (30, 4.0)]}
-    (run,) = read_runs([make_run(scalars=scalars, figures={}, passages={})])
+    (run,) = read_runs([make_run(scalars=scalars, metrics={}, passages={})])
     assert held_out_loss(run) is None
     assert result_sentence(run) == (
         "from step 10 to 30 the loss on training text fell (head 0 8.00\u00a0→\u00a04.00, in nats per token)."
@@ -42,8 +42,8 @@ def test_a_run_without_held_out_text_speaks_of_training_alone(make_run: Any) -> 
 
 def test_clean_text_stands_for_the_run_else_the_clean_tokens_of_noisy_text(make_run: Any, run: Any) -> None:
     assert held_out_loss(run) == ("clean/ce", "clean")
-    figures = {"noisy/ce/head_0": 5.0, "noisy/clean_ce/head_0": 4.0}
-    (noisy,) = read_runs([make_run("other", figures=figures)])
+    metrics = {"noisy/ce/head_0": 5.0, "noisy/clean_ce/head_0": 4.0}
+    (noisy,) = read_runs([make_run("other", metrics=metrics)])
     assert held_out_loss(noisy) == ("noisy/clean_ce", "noisy, its clean tokens")
 
 
@@ -64,7 +64,3 @@ def test_the_row_fits_the_head(run: Any) -> None:
         "Excess AUC": "0.79",
         "Value AUC": "–",
     }
-
-
-def test_a_figure_that_is_not_known_is_a_dash() -> None:
-    assert (number(None), number(float("nan")), number(0.5)) == ("–", "–", "0.50")

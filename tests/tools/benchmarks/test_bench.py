@@ -91,7 +91,7 @@ def test_a_quick_profile_writes_the_parts(tmp_path: Path, capsys: pytest.Capture
         ),
     ],
 )
-def test_what_a_person_can_mend_is_one_line(
+def test_what_the_user_can_fix_is_one_line(
     tool: Any, more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "file"

@@ -3,9 +3,8 @@ import io
 import matplotlib.image
 
 from benchmarks.comparison import Comparison, Measurement
-from benchmarks.figure import draw_comparisons, draw_parts
-from benchmarks.markdown import to_markdown
 from benchmarks.parts import PARTS
+from benchmarks.report import draw_comparisons, draw_parts, to_markdown
 
 
 def _samples(*seconds: float) -> list[dict[str, float]]:
@@ -19,7 +18,7 @@ COMPARISON = Comparison(
     {"positions": 6},
     {
         "naive": Measurement(_samples(2.0, 4.0), 1e-6, peak_bytes=300 * 2**20, pass_flop=3.0),
-        "ours": Measurement(_samples(1.0, 3.0), 2e-6, peak_bytes=10 * 2**20, pass_flop=2.4, guessed_wrong=0.0123),
+        "ours": Measurement(_samples(1.0, 3.0), 2e-6, peak_bytes=10 * 2**20, pass_flop=2.4, hinted_wrong=0.0123),
         "theirs": Measurement(_samples(4.0, 8.0), 3e-6),
     },
 )

@@ -1,4 +1,4 @@
-"""What a model makes of texts that it is to go on from."""
+"""Completions of prompts, decoded by all heads."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ def complete(
     sampling: Sampling | None,
     batch_size: int,
 ) -> list[str]:
-    """Return what the model writes after each prompt, decoded by its heads, up to the first of the stops.
+    """Return the completion of each prompt, decoded by all heads, cut at the first stop.
 
     Args:
         prompts: token ids, each shorter than the context.

@@ -84,10 +84,7 @@ class PolicyLM(TemplateLM):
         return [answers[i] for i in range(len(requests))]
 
     def _last_tokens(self, texts: list[list[int]], counts: list[int]) -> tuple[list[float], list[bool]]:
-        """Return the log-probability of the last so many tokens of each text.
-
-        And whether head 0 predicts all of them.
-        """
+        """Return log P of the last `counts[i]` tokens of text i in nats, and whether head 0 predicts all of them."""
         rows = [torch.tensor(text, device=self.policy.device) for text in texts]
         # Padding on the right, where no token before it can see it.
         states = self.policy.causal_lm.base_model(
@@ -158,14 +155,12 @@ def run_tasks(lm: PolicyLM, tasks: list[str], folder: Path | None, limit: int | 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     try:
         found = simple_evaluate(lm, tasks=tasks, task_manager=manager, limit=limit, log_samples=False)
-    except OSError as error:  # data that is not there, or not to be had from here
+    except OSError as error:  # no such data file, or no network to fetch it by
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"evaluation.tasks: {reason}; mend the task file's data_files, or the way to its data"
-        ) from error
+        raise UserError(f"evaluation.tasks: {reason}; fix the task file's data_files or the network access") from error
     return {
         f"{task}/{name.removesuffix(',none')}": float(value)
-        for task, figures in found["results"].items()
-        for name, value in figures.items()
+        for task, metrics in found["results"].items()
+        for name, value in metrics.items()
         if name != "sample_len" and isinstance(value, int | float)
     }

@@ -68,11 +68,10 @@ def program(problem: Mapping[str, str], completion: str) -> str:
 
 
 def pass_at_k(samples: list[Sample]) -> dict[str, float]:
-    """Return `pass@k`, the probability that one of k programs is right, for each k of 1, 10.
+    """Return `pass@k`, the probability that one of k programs is right, for k of 1, 10 and 100.
 
-    100 that there are programs for.
-
-    Unbiased: the mean over problems of 1 − C(n−c, k) / C(n, k), with c of n programs right (equation 1 of the paper).
+    A k above the number of programs of a problem is left out. Unbiased: the mean over problems of
+    1 − C(n−c, k) / C(n, k), with c of n programs right (equation 1 of the paper).
     """
     problems: dict[str, list[bool]] = {}
     for sample in samples:

@@ -1,4 +1,4 @@
-"""What runs inside the sandbox: it locks itself in, and then executes the program that stands on its input.
+"""The script inside the sandbox: locks itself in, and then executes the program that it reads from its input.
 
 `python -I -S` runs it as a script, so it imports the standard library alone. The first line of its input is a nonce,
 the user to become (0: stay) and megabytes; the rest is the program. It answers with the nonce and the outcome.

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,23 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` aside, have it on the disk, and give it its name by a rename."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield the name to write a file under, which becomes `path` when the block ends without an error."""
     partial = partial_of(path)
     try:
-        with partial.open("w") as file:
-            json.dump(content, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` aside, put it on the disk, and give it its name by a rename."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2))
 
 
 def write_tensors(state: Any, path: Path) -> None:

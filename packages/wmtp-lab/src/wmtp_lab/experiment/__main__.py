@@ -120,10 +120,7 @@ def is_complete(results: Results, plan: Plan) -> bool:
 
 
 def is_reportable(results: Results) -> bool:
-    """Return whether a report can be drawn.
-
-    Everything is there that the plan in the file names, and it is such a plan.
-    """
+    """Return whether the file holds a valid plan, and everything that it names."""
     try:
         return is_complete(results, Plan.model_validate(results.facts.get("plan")))
     except ValidationError:
@@ -137,7 +134,7 @@ def complete(results: Results, plan: Plan, home: Path, runs: list[PlannedRun]) -
     if not is_trained(results, plan):
         prepare_references(plan, home)
     record_references(plan, results, home)
-    train_missing(runs, results, plan.processes, home / "logs")
+    train_missing(runs, results, plan.processes, home)
     torch.set_num_threads(threads_of(plan.processes))  # as the runs had
     decode_missing(runs, results, prompts, plan.decoding.new_tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

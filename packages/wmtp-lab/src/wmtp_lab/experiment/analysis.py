@@ -1,4 +1,4 @@
-"""What the results say, arm against arm and seed by seed."""
+"""Comparisons of arms over seeds: differences at equal tokens, FLOP or time, phases, and curves with bands."""
 
 from itertools import count, pairwise, takewhile
 from statistics import mean, median
@@ -9,6 +9,7 @@ import numpy as np
 from wmtp_lab.experiment.decoding import GREEDY
 from wmtp_lab.experiment.intervals import Interval, t_interval
 from wmtp_lab.experiment.results import Results
+from wmtp_lab.plots import arm_styles
 from wmtp_lab.report.runs import Series
 
 Axis = Literal["tokens", "FLOP", "time"]
@@ -25,6 +26,8 @@ class Analysis:
 
     Attributes:
         arms, seeds, baseline: of the plan.
+        pairs: the arms that are compared, and with which: the baseline, or another.
+        styles: how each arm is drawn.
         steps: optimizer steps of every run.
         tokens_per_step: of every arm.
     """
@@ -35,6 +38,7 @@ class Analysis:
         self.arms: list[str] = list(plan["arms"])
         self.seeds: list[int] = plan["seeds"]
         self.baseline: str = plan["baseline"]
+        self.styles = arm_styles(self.arms, self.baseline)
         self.pairs = [(arm, self.baseline) for arm in self.arms if arm != self.baseline]
         self.pairs += [(arm, other) for arm, other in plan["also_compare"]]
         self.steps: int = results.facts["steps"]
@@ -47,7 +51,7 @@ class Analysis:
         return _TYPICAL[axis](self.results.series[arm, None, f"cost/{_COSTS[axis]}"].values)
 
     def spent(self, arm: str, axis: Axis, steps: float) -> float:
-        """Return what the first so many steps of an arm take; those of its warm-up take what they take."""
+        """Return what the first `steps` steps of an arm take, those of its warm-up included."""
         warm_up, first = self._warm_up(arm, axis)
         return min(steps, warm_up) * first + max(0, steps - warm_up) * self.per_step(arm, axis)
 
@@ -66,55 +70,54 @@ class Analysis:
         series = self.results.series[arm, None, f"cost/warm_up/{_COSTS[axis]}"]
         return steps, _TYPICAL[axis](series.values)
 
-    def arms_with(self, figure: str) -> list[str]:
-        """Return the arms that have this figure with every seed."""
-        return [arm for arm in self.arms if all(self.results.has(arm, seed, figure) for seed in self.seeds)]
+    def arms_with(self, metric: str) -> list[str]:
+        """Return the arms that have this metric with every seed."""
+        return [arm for arm in self.arms if all(self.results.has(arm, seed, metric) for seed in self.seeds)]
 
     def head_losses(self) -> list[str]:
-        """Return the figures of the losses on clean held-out text of every head that the baseline has."""
-        figures = (f"evaluation/clean/ce/head_{head}" for head in count())
-        return list(takewhile(lambda figure: self.baseline in self.arms_with(figure), figures))
+        """Return the names of the losses on clean held-out text of every head that the baseline has."""
+        metrics = (f"evaluation/clean/ce/head_{head}" for head in count())
+        return list(takewhile(lambda metric: self.baseline in self.arms_with(metric), metrics))
 
     def drafting_arms(self) -> list[str]:
         """Return the arms whose drafts were counted; none if the baseline's were not, with which they are compared."""
         arms = self.arms_with(GREEDY)
         return arms if self.baseline in arms else []
 
-    def curves(self, arm: str, figure: str) -> list[Series]:
-        """Return the figure over steps, a series for each seed."""
-        return [self.results.series[arm, seed, figure] for seed in self.seeds]
+    def curves(self, arm: str, metric: str) -> list[Series]:
+        """Return the metric over steps, a series for each seed."""
+        return [self.results.series[arm, seed, metric] for seed in self.seeds]
 
-    def final(self, arm: str, figure: str) -> Interval:
-        """Return the figure's last value, over seeds."""
-        return t_interval([series.values[-1] for series in self.curves(arm, figure)])
+    def final(self, arm: str, metric: str) -> Interval:
+        """Return the metric's last value, over seeds."""
+        return t_interval([series.values[-1] for series in self.curves(arm, metric)])
 
-    def difference(self, arm: str, other: str, figure: str, axis: Axis = "tokens") -> Interval:
+    def difference(self, arm: str, other: str, metric: str, axis: Axis = "tokens") -> Interval:
         """Return arm − other, paired by seed, where the one of them that ends first on that axis has ended.
 
         Between two evaluations a curve is taken to be straight.
         """
         budget = min(self.spent(name, axis, self.steps) for name in (arm, other))
         values = [
-            [np.interp(self.steps_within(name, axis, budget), *series) for series in self.curves(name, figure)]
+            [np.interp(self.steps_within(name, axis, budget), *series) for series in self.curves(name, metric)]
             for name in (arm, other)
         ]
         return t_interval([float(mine - its) for mine, its in zip(*values, strict=True)])
 
-    def steps_to_baseline(self, arm: str, figure: str) -> list[float | None]:
-        """Return for each seed, the share of the steps after which the arm reached the baseline's final value.
+    def differences(self, metric: str, axis: Axis = "tokens") -> dict[tuple[str, str], Interval | None]:
+        """Return the difference of each of `pairs`; None where one of them lacks the metric."""
+        having = set(self.arms_with(metric))
+        return {pair: self.difference(*pair, metric, axis) if having.issuperset(pair) else None for pair in self.pairs}
 
-        None: never.
-        """
-        pairs = zip(self.curves(arm, figure), self.curves(self.baseline, figure), strict=True)
+    def steps_to_baseline(self, arm: str, metric: str) -> list[float | None]:
+        """Return for each seed the share of the steps until the baseline's final value was reached; None: never."""
+        pairs = zip(self.curves(arm, metric), self.curves(self.baseline, metric), strict=True)
         reached = [first_step_at(series, baseline.values[-1]) for series, baseline in pairs]
         return [None if step is None else step / self.steps for step in reached]
 
-    def by_phase(self, arm: str, figure: str) -> list[Interval | None]:
-        """Return the mean of the evaluations in each third of the training, the one before it left out.
-
-        None without any.
-        """
-        thirds = [self._thirds(curve) for curve in self.curves(arm, figure)]
+    def by_phase(self, arm: str, metric: str) -> list[Interval | None]:
+        """Return the mean over evaluations in each third of the training, the first one left out; None without any."""
+        thirds = [self._thirds(curve) for curve in self.curves(arm, metric)]
         return [
             t_interval([mean(of_seed[i]) for of_seed in thirds]) if all(of_seed[i] for of_seed in thirds) else None
             for i in range(3)
@@ -122,7 +125,7 @@ class Analysis:
 
     def kinds(self) -> list[str]:
         """Return kinds of text whose selection was measured, the clean one first."""
-        found = {kind for arm in self.arms for kind in self.results.figures(arm, KEPT)}
+        found = {kind for arm in self.arms for kind in self.results.metrics(arm, KEPT)}
         return sorted(found, key=lambda kind: (kind != "clean", kind))
 
     def _thirds(self, series: Series) -> list[list[float]]:
@@ -132,9 +135,9 @@ class Analysis:
                 thirds[(3 * step - 1) // self.steps].append(value)
         return thirds
 
-    def largest_difference_at_start(self, figure: str) -> float:
-        """Return between any two arms with the same seed, before the first step: weights and text are the same."""
-        starts = [[self.results.series[arm, seed, figure].values[0] for arm in self.arms] for seed in self.seeds]
+    def largest_difference_at_start(self, metric: str) -> float:
+        """Return how far arms of one seed differ at most before the first step, where weights and text are the same."""
+        starts = [[self.results.series[arm, seed, metric].values[0] for arm in self.arms] for seed in self.seeds]
         return max(max(values) - min(values) for values in starts)
 
 

@@ -1,11 +1,11 @@
 """What the intervals show, in plain words, and nothing beyond them."""
 
-from wmtp_lab.experiment.analysis import AXES, Analysis
+from wmtp_lab.experiment.analysis import AXES, Analysis, Axis
 from wmtp_lab.experiment.decoding import ACCEPTED
-from wmtp_lab.experiment.intervals import Interval, t_interval, verdict
+from wmtp_lab.experiment.intervals import Interval, change, plus_minus, t_interval, verdict
 from wmtp_lab.experiment.plan import REFERENCE
 from wmtp_lab.experiment.runs import LOSS
-from wmtp_lab.experiment.tables import change, number, spread
+from wmtp_lab.tables import number
 
 _LIMITS = [
     "One corpus of Python code with noise that a program put there, one size of model, one length of training: nothing "
@@ -46,12 +46,9 @@ def conclusions(analysis: Analysis) -> list[str]:
     return [*found, _tokens(analysis), *_decoding(analysis), _reference(analysis), _control(analysis)]
 
 
-def _losses(analysis: Analysis, axis: str) -> str:
-    differences = {
-        arm: analysis.difference(arm, other, LOSS, axis)  # type: ignore[arg-type]
-        for arm, other in analysis.pairs
-        if other == analysis.baseline
-    }
+def _losses(analysis: Analysis, axis: Axis) -> str:
+    others = _others(analysis.arms, analysis)
+    differences = {arm: analysis.difference(arm, analysis.baseline, LOSS, axis) for arm in others}
     what = f"At equal {axis}, next-token loss on clean held-out text against {analysis.baseline}: "
     return what + _sorted_by_verdict(differences, smaller_is_better=True)
 
@@ -70,23 +67,20 @@ def _pair(analysis: Analysis, arm: str, other: str) -> str:
         difference = analysis.difference(arm, other, LOSS, axis)
         parts.append(f"{verdict(difference)} at equal {axis} ({change(difference)})")
     later = []
-    for head, figure in enumerate(analysis.head_losses()):
-        if head and {arm, other} <= set(analysis.arms_with(figure)):
-            difference = analysis.difference(arm, other, figure)
-            later.append(f"head {head} {verdict(difference)} ({change(difference)})")
+    for head, metric in enumerate(analysis.head_losses()[1:], start=1):
+        if later_head := analysis.differences(metric)[arm, other]:
+            later.append(f"head {head} {verdict(later_head)} ({change(later_head)})")
     also = f"; of its later heads at equal tokens: {', '.join(later)}" if later else ""
     return f"{arm} against {other}, the same loss: {', '.join(parts)}{also}."
 
 
 def _tokens(analysis: Analysis) -> str:
     parts = []
-    for arm, other in analysis.pairs:
+    for arm in _others(analysis.arms, analysis):
         shares = analysis.steps_to_baseline(arm, LOSS)
         reached = [share for share in shares if share is not None]
-        if other == analysis.baseline and len(reached) == len(shares):
-            parts.append(f"{arm} {spread(t_interval(reached), 2)}")
-        elif other == analysis.baseline:
-            parts.append(f"{arm} not in {len(shares) - len(reached)} of {len(shares)} seeds")
+        missed = f"not in {len(shares) - len(reached)} of {len(shares)} seeds"
+        parts.append(f"{arm} {missed if len(reached) < len(shares) else plus_minus(t_interval(reached), 2)}")
     return (
         f"Share of its tokens after which the final loss of {analysis.baseline} was reached: {', '.join(parts)}. "
         "The Rho-1 paper reports 5 to 10 times fewer tokens for next-token training, a share of 0.1 to 0.2."
@@ -94,11 +88,11 @@ def _tokens(analysis: Analysis) -> str:
 
 
 def _decoding(analysis: Analysis) -> list[str]:
-    arms = [arm for arm in analysis.drafting_arms() if arm != analysis.baseline]
+    arms = _others(analysis.drafting_arms(), analysis)
     sentences = []
-    for name, figure in ACCEPTED.items() if arms else ():
-        differences = {arm: analysis.difference(arm, analysis.baseline, figure) for arm in arms}
-        own = spread(analysis.final(analysis.baseline, figure))
+    for name, metric in ACCEPTED.items() if arms else ():
+        differences = {arm: analysis.difference(arm, analysis.baseline, metric) for arm in arms}
+        own = plus_minus(analysis.final(analysis.baseline, metric))
         text = _sorted_by_verdict(differences, smaller_is_better=False)
         sentences.append(f"Accepted drafts per forward, {name} (the baseline's: {own}): {text}")
     return sentences
@@ -119,3 +113,7 @@ def _control(analysis: Analysis) -> str:
     largest = analysis.largest_difference_at_start(LOSS)
     found = f"differ by at most {largest:.0e} nats" if largest else "do not differ in the last digit"
     return f"Before the first step, arms of one seed {found} in that loss."
+
+
+def _others(arms: list[str], analysis: Analysis) -> list[str]:
+    return [arm for arm in arms if arm != analysis.baseline]

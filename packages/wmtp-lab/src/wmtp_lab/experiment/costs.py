@@ -8,21 +8,18 @@ alike. On a CPU the clock is the process's own CPU time, which does not run whil
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from wmtp_core import UniformWarmup
 from wmtp_lab.experiment.processes import LAUNCHER_VARIABLES
 from wmtp_lab.experiment.results import Row
+from wmtp_lab.measure.flop import count_flop
 from wmtp_lab.measure.memory import peak_memory, why_not_measured
 from wmtp_lab.measure.stopwatch import clocks, interleaved
 from wmtp_models import build_policy
@@ -87,21 +84,6 @@ def trained(config: Path, mesh: Mesh) -> tuple[Run, TakeStep]:
         step.train(engine, next(batches), number)
 
     return run, take_step
-
-
-def count_flop(operation: Callable[[], Any]) -> int:
-    """Return the FLOP of an operation's matrix products, those of attention included."""
-    # Torch counts `addmm`, but not `addmm_`; nor the products of attention on a CPU, unless they are done one by one.
-    mapping = {torch.ops.aten.addmm_: _addmm_flop}
-    attention = nullcontext() if torch.cuda.is_available() else sdpa_kernel(SDPBackend.MATH)
-    with attention, FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        operation()
-    return int(counter.get_total_flops())
-
-
-def _addmm_flop(_total: list[int], a: list[int], b: list[int], **_: Any) -> int:
-    """Return of `[n, k]` and `[k, m]`."""
-    return 2 * a[0] * a[1] * b[1]
 
 
 def _first_step(config: Path) -> Callable[[], None]:

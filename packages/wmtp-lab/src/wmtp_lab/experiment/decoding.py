@@ -34,12 +34,10 @@ def held_out_prompts(file: Path, tokenizer: Path, plan: DecodingPlan) -> list[li
 
 
 def measure_decoding(model: Path, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
-    """Return accepted drafts per verifying forward of a row, greedy and sampled at temperature 1.
-
-    And each head's acceptance.
+    """Return accepted drafts per verifying forward of a row, greedy and sampled, and each head's acceptance.
 
     A forward over the prompt drafts only, so it does not count. Greedy text of a small model soon repeats itself, which
-    any head predicts; sampled text does not.
+    any head predicts; sampled text, at temperature 1, does not.
 
     Args:
         model: folder of a trained model of several heads.
@@ -48,12 +46,12 @@ def measure_decoding(model: Path, prompts: list[list[int]], new_tokens: int) -> 
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy = load_wmtp(model).to(device).eval()
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, sampling in ((GREEDY, None), (SAMPLED, Sampling(temperature=1.0, seed=0))):
         # Settling near-ties by the plain model would cost forwards and change a token in a thousand.
         result = generate(policy, prompts, new_tokens, sampling=sampling, exact=False)
         verifying = result.row_forwards - len(prompts)
-        figures[name] = sum(result.accepted) / verifying
+        metrics[name] = sum(result.accepted) / verifying
         for head, share in enumerate(result.acceptance, start=1):
-            figures[f"{name}/head_{head}"] = share
-    return figures
+            metrics[f"{name}/head_{head}"] = share
+    return metrics

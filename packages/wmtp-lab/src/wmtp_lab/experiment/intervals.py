@@ -1,4 +1,4 @@
-"""Student's t intervals over seeds, and what may be said of them."""
+"""Student's t intervals over seeds, what may be said of them, and how they are written."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -7,6 +7,8 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 import mpmath
+
+from wmtp_lab.tables import number
 
 CONFIDENCE = 0.95
 
@@ -56,3 +58,21 @@ def verdict(difference: Interval, smaller_is_better: bool = True) -> str:
     if difference.low <= 0 <= difference.high:
         return "no difference seen"
     return "better" if (difference.high < 0) == smaller_is_better else "worse"
+
+
+def plus_minus(interval: Interval, digits: int = 3) -> str:
+    """Return a mean with half the width of its interval."""
+    half = f" ± {interval.high - interval.mean:.{digits}f}" if interval.is_bounded else ""
+    return number(interval.mean, digits) + half
+
+
+def change(difference: Interval, digits: int = 3) -> str:
+    """Return a difference with the ends of its interval."""
+    ends = f" [{number(difference.low, digits, True)}, {number(difference.high, digits, True)}]"
+    return number(difference.mean, digits, True) + (ends if difference.is_bounded else "")
+
+
+def judged(difference: Interval, smaller_is_better: bool = True) -> str:
+    """Return a difference and what it shows."""
+    words = verdict(difference, smaller_is_better) if difference.is_bounded else "one seed shows nothing"
+    return f"{change(difference)} {words}"

@@ -115,7 +115,7 @@ def read_plan(file: Path) -> Plan:
         content = yaml.safe_load(file.read_text("utf-8"))
         return Plan.model_validate(content)
     except OSError as error:
-        raise UserError(f"{file}: {str(error.strerror).lower()}; tools/experimenting holds plans") from error
+        raise UserError(f"{file}: {str(error.strerror).lower()}; wmtp_lab/plans holds examples") from error
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     except UnicodeDecodeError as error:
@@ -123,14 +123,11 @@ def read_plan(file: Path) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "plan"
-        raise UserError(f"{file}: {where}: {first['msg'].removeprefix('Value error, ')}; mend it") from error
+        raise UserError(f"{file}: {where}: {first['msg'].removeprefix('Value error, ')}; fix it") from error
 
 
 def run_settings(plan: Plan, home: Path, arm: str, seed: int, only_ours: bool = False) -> dict[str, Any]:
-    """Return the settings of one run as `launch/train.py --config` reads them.
-
-    `only_ours`: what the plan cannot say.
-    """
+    """Return the settings of a run for `launch/train.py --config`; `only_ours`: those that the plan cannot set."""
     reference = home / plan.arms_with_another.get(arm, REFERENCE)
     ours = {
         "seed": seed,

@@ -8,7 +8,7 @@ import yaml
 
 from wmtp_core import UserError
 from wmtp_lab.experiment.plan import REFERENCE, REFERENCE_SEED, Plan, run_settings
-from wmtp_lab.experiment.processes import ROOT, run_job
+from wmtp_lab.experiment.processes import ROOT, Job, run_job
 
 
 def prepare_text(plan: Plan, home: Path) -> None:
@@ -17,17 +17,14 @@ def prepare_text(plan: Plan, home: Path) -> None:
     Raises:
         UserError: a script failed, or the corpus is too small.
     """
-    corpus, tokenizer, logs = home / "corpus", home / "tokenizer", home / "logs"
+    corpus, tokenizer, limit = home / "corpus", home / "tokenizer", plan.corpus.limit_bytes
     if not corpus.is_dir():
-        arguments = ["--output", str(corpus), "--source", plan.corpus.source, "--seed", str(plan.corpus.seed)]
-        if plan.corpus.limit_bytes is not None:
-            arguments += ["--limit-bytes", str(plan.corpus.limit_bytes)]
-        run_job("corpus", [_script("tools/build_corpus.py"), *arguments], logs / "corpus.log")
+        given = {"--output": corpus, "--source": plan.corpus.source, "--seed": plan.corpus.seed}
+        run_job(_job("corpus", home, "tools/build_corpus.py", given | ({"--limit-bytes": limit} if limit else {})))
     write_generated(corpus / "validation_noisy.jsonl", home / "generated.jsonl")
     if not tokenizer.is_dir():
-        arguments = ["--vocab-size", str(plan.corpus.vocabulary), "--output", str(tokenizer)]
-        text = str(corpus / "reference.jsonl")
-        run_job("tokenizer", [_script("tools/train_tokenizer.py"), "--text", text, *arguments], logs / "tokenizer.log")
+        given = {"--text": corpus / "reference.jsonl", "--vocab-size": plan.corpus.vocabulary, "--output": tokenizer}
+        run_job(_job("tokenizer", home, "tools/train_tokenizer.py", given))
 
 
 def prepare_references(plan: Plan, home: Path) -> None:
@@ -38,22 +35,21 @@ def prepare_references(plan: Plan, home: Path) -> None:
     """
     for name in (REFERENCE, *plan.other_references):
         if not (home / name / "model").is_dir():
-            run_job(name, train_arguments(reference_config(home, name)), home / "logs" / f"{name}.log")
+            run_job(train_job(name, home, reference_config(home, name)))
         users = [arm for arm in plan.arms if plan.arms_with_another.get(arm, REFERENCE) == name]
         if users:
             config = write_config(run_settings(plan, home, users[0], REFERENCE_SEED), home / name / "scoring.yaml")
-            log = home / "logs" / f"{name}-scoring.log"
-            run_job(f"scoring with {name}", [_script("launch/score.py"), "--config", str(config)], log)
+            run_job(_job(f"{name}-scoring", home, "launch/score.py", {"--config": config}))
 
 
 def reference_config(home: Path, name: str) -> Path:
-    """Return where the configuration of a reference's run is."""
+    """Return the path of the configuration of a reference's run."""
     return home / "configs" / f"{name}.yaml"
 
 
-def train_arguments(config: Path) -> list[str]:
-    """Return how a run of launch/train.py is started."""
-    return [_script("launch/train.py"), "--config", str(config)]
+def train_job(name: str, home: Path, config: Path) -> Job:
+    """Return a run of launch/train.py."""
+    return _job(name, home, "launch/train.py", {"--config": config})
 
 
 def write_config(settings: dict[str, Any], file: Path) -> Path:
@@ -63,8 +59,9 @@ def write_config(settings: dict[str, Any], file: Path) -> Path:
     return file
 
 
-def _script(path: str) -> str:
-    return str(ROOT / path)
+def _job(name: str, home: Path, script: str, given: dict[str, Any]) -> Job:
+    arguments = [str(word) for pair in given.items() for word in pair]
+    return Job(name, [str(ROOT / script), *arguments], home / "logs" / f"{name}.log")
 
 
 def write_generated(noisy: Path, file: Path) -> None:

@@ -58,9 +58,9 @@ def run_jobs(jobs: Iterable[Job], processes: int = 1) -> Iterator[Job]:
             process.wait()
 
 
-def run_job(name: str, arguments: list[str], log: Path) -> None:
+def run_job(job: Job) -> None:
     """Run one job to its end; raises UserError if it fails."""
-    list(run_jobs([Job(name, arguments, log)]))
+    list(run_jobs([job]))
 
 
 def threads_of(processes: int) -> int:

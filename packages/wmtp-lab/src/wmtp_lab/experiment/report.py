@@ -5,7 +5,6 @@ from pathlib import Path
 
 from wmtp_lab.experiment.analysis import Analysis
 from wmtp_lab.experiment.conclusions import conclusions, limits
-from wmtp_lab.experiment.drawing import png, style
 from wmtp_lab.experiment.loss_figures import (
     difference_curves,
     final_differences,
@@ -13,11 +12,12 @@ from wmtp_lab.experiment.loss_figures import (
     learning_curves,
     tokens_to_baseline,
 )
+from wmtp_lab.experiment.result_tables import tables
 from wmtp_lab.experiment.results import Results
 from wmtp_lab.experiment.selection_figures import accepted_drafts, kept_by_kind, selection_maps
-from wmtp_lab.experiment.tables import Table, tables
-from wmtp_lab.report import theme
+from wmtp_lab.plots import png, style
 from wmtp_lab.report.page import page_environment
+from wmtp_lab.tables import Table
 
 _FIGURES = (
     learning_curves,
@@ -94,6 +94,5 @@ def _page(analysis: Analysis, made: list[Table], images: dict[str, bytes]) -> st
             figures={name: base64.b64encode(image).decode() for name, image in images.items()},
             tables=made,
             circumstances=_circumstances(analysis),
-            theme=theme,
         )
     )

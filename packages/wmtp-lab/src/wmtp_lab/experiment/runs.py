@@ -4,12 +4,12 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from wmtp_lab.experiment.decoding import GREEDY, ON_TEXT, measure_decoding
 from wmtp_lab.experiment.plan import REFERENCE, Plan, reference_settings, run_settings
-from wmtp_lab.experiment.preparation import reference_config, train_arguments, write_config
-from wmtp_lab.experiment.processes import Job, run_jobs
+from wmtp_lab.experiment.preparation import reference_config, train_job, write_config
+from wmtp_lab.experiment.processes import run_jobs
 from wmtp_lab.experiment.results import Results, Row
 from wmtp_lab.report.runs import read_runs
 
@@ -27,8 +27,8 @@ class PlannedRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people."""
-        return f"{self.arm}, seed {self.seed}"
+        """The run's name, and its log's."""
+        return f"{self.arm}-seed-{self.seed}"
 
 
 def planned_runs(plan: Plan, home: Path) -> list[PlannedRun]:
@@ -44,15 +44,16 @@ def planned_runs(plan: Plan, home: Path) -> list[PlannedRun]:
     return runs
 
 
-def train_missing(runs: list[PlannedRun], results: Results, processes: int, logs: Path) -> None:
+def train_missing(runs: list[PlannedRun], results: Results, processes: int, home: Path) -> None:
     """Train what has no rows yet. A run that was cut off goes on from its newest checkpoint."""
     missing = {run.name: run for run in runs if not results.has(run.arm, run.seed, LOSS)}
-    jobs = [Job(run.name, train_arguments(run.config), _log(run, logs)) for run in missing.values()]
+    jobs = [train_job(run.name, home, run.config) for run in missing.values()]
     start = time.perf_counter()
     for number, job in enumerate(run_jobs(jobs, processes), start=1):
         run = missing[job.name]
         if run.seed == runs[0].seed:
-            results.facts.setdefault("passages", {})[run.arm] = _passage(run)
+            passages = json.loads((run.folder / "passages.json").read_text("utf-8"))
+            results.facts.setdefault("passages", {})[run.arm] = passages["noisy"]
         results.add(rows_of(run.arm, run.seed, run.folder))
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # its rows stand, nothing resumes it any more
         loss = results.final(run.arm, run.seed, LOSS)
@@ -68,37 +69,25 @@ def record_references(plan: Plan, results: Results, home: Path) -> None:
 
 
 def rows_of(arm: str, seed: int | None, folder: Path) -> list[Row]:
-    """Return everything that a finished run recorded.
-
-    TensorBoard's scalars, and its final held-out figures unrounded.
-    """
+    """Return what a finished run recorded: TensorBoard's scalars, and its final held-out metrics unrounded."""
     (found,) = read_runs([folder])
     points = {
         (tag, step): value
         for tag, series in found.scalars.items()
         for step, value in zip(*series, strict=True)  # a step that a resumed run wrote again counts once
     }
-    points |= {(f"evaluation/{figure}", found.steps): value for figure, value in found.figures.items()}
+    points |= {(f"evaluation/{metric}", found.steps): value for metric, value in found.metrics.items()}
     return [Row(arm, seed, tag, step, value) for (tag, step), value in sorted(points.items())]
 
 
 def decode_missing(runs: list[PlannedRun], results: Results, prompts: list[list[int]], new_tokens: int) -> None:
-    """Count accepted drafts on every trained model of several heads that has no such figures yet."""
+    """Count accepted drafts on every trained model of several heads that has no such metrics yet."""
     missing = [
         run
         for run in runs
         if results.has(run.arm, run.seed, "evaluation/clean/ce/head_1") and not results.has(run.arm, run.seed, GREEDY)
     ]
     for run in missing:
-        figures = measure_decoding(run.folder / "model", prompts, new_tokens)
-        figures[ON_TEXT] = results.final(run.arm, run.seed, "evaluation/clean/tokens_per_forward") - 1
-        results.add(Row(run.arm, run.seed, figure, 0, value) for figure, value in figures.items())
-
-
-def _passage(run: PlannedRun) -> Any:
-    """Return the passage of noisy text, marked by what the arm keeps."""
-    return json.loads((run.folder / "passages.json").read_text("utf-8"))["noisy"]
-
-
-def _log(run: PlannedRun, logs: Path) -> Path:
-    return logs / f"{run.arm}-seed-{run.seed}.log"
+        metrics = measure_decoding(run.folder / "model", prompts, new_tokens)
+        metrics[ON_TEXT] = results.final(run.arm, run.seed, "evaluation/clean/tokens_per_forward") - 1
+        results.add(Row(run.arm, run.seed, metric, 0, value) for metric, value in metrics.items())

@@ -1,4 +1,4 @@
-"""What the figures were measured with."""
+"""Machine and versions that metrics were measured with."""
 
 import importlib.metadata
 import os

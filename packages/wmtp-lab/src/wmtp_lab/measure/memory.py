@@ -15,7 +15,12 @@ from wmtp_core import UserError
 Prepare = Callable[[], Callable[[], Any]]
 """Makes the inputs and returns the operation on them. Another process must be able to import it."""
 # What every process would otherwise import for itself, the benchmark's own main module included.
-_IMPORTED_ONCE = ["torch", "transformers.models.llama.modeling_llama", "wmtp_models", "matplotlib.figure"]
+_IMPORTED_ONCE = [
+    "transformers.models.llama.modeling_llama",
+    "wmtp_train.engines.deepspeed.engine",
+    "wmtp_train.run",
+    "matplotlib.figure",
+]
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -61,7 +66,7 @@ def _peak_here(warm_up: Prepare, prepare: Prepare, threads: int) -> int:
 
 
 def _status(field: str) -> int:
-    """Return a figure of /proc/self/status, in bytes."""
+    """Return a number of /proc/self/status, in bytes."""
     (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 

@@ -18,6 +18,10 @@ class Spread(NamedTuple):
     low: float
     high: float
 
+    def text(self, digits: int) -> str:
+        """Return the median, with the others in parentheses."""
+        return f"{self.median:.{digits}f} ({self.low:.{digits}f}\u2013{self.high:.{digits}f})"
+
 
 def interleaved(
     operations: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device

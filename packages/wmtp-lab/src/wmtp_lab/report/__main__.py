@@ -3,21 +3,21 @@
     python -m wmtp_lab.report RUN_DIR [RUN_DIR ...] --output report.html [--picture overview.png]
 
 A `RUN_DIR` is the `output_dir` of a finished run of launch/train.py. The page says in a sentence what came of each run,
-puts figures and curves side by side, and shows a passage of held-out text shaded by what the later heads keep. The
+puts metrics and curves side by side, and shows a passage of held-out text shaded by what the later heads keep. The
 picture is of the first run with such a passage.
 """
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from wmtp_core.errors import UserError
 from wmtp_lab.report.overview import picture
 from wmtp_lab.report.page import render
 from wmtp_lab.report.runs import read_runs
+from wmtp_train.atomic_io import atomic_file
 
 
 def report(folders: Sequence[Path], output: Path, picture_file: Path | None) -> None:
@@ -36,23 +36,16 @@ def report(folders: Sequence[Path], output: Path, picture_file: Path | None) -> 
 
 
 def _write(files: dict[Path, bytes]) -> None:
-    staged: dict[Path, str] = {}
+    for file in files:
+        if file.is_dir():
+            raise UserError(f"{file}: is a folder; name a file")
     try:
-        for file, content in files.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if file.is_dir():
-                raise UserError(f"{file}: is a folder; name a file")
-            with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as whole:
-                staged[file] = whole.name
-                whole.write(content)
-        for file, whole_name in staged.items():
-            os.chmod(whole_name, 0o644)  # temporary files are private
-            os.replace(whole_name, file)
+        with ExitStack() as whole:
+            for file, content in files.items():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                whole.enter_context(atomic_file(file)).write_bytes(content)
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror}); name another file") from error
-    finally:
-        for whole_name in staged.values():
-            Path(whole_name).unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,9 +7,9 @@ from statistics import mean
 
 from matplotlib.axes import Axes
 
+from wmtp_lab.plots import KEEP, MUTED, KindStyle, clean, head_color
 from wmtp_lab.report.runs import Run, Series
 from wmtp_lab.report.summary import held_out_loss, selects
-from wmtp_lab.report.theme import KEEP, MUTED, KindStyle, head_colour
 
 Kinds = Mapping[str, KindStyle]
 
@@ -20,7 +20,7 @@ class Line:
 
     label: str
     series: Series
-    colour: str
+    color: str
     style: str = "-"
     width: float = 1.8
 
@@ -43,24 +43,19 @@ def draw(axes: Axes, lines: list[Line], limits: tuple[float, float], share: bool
     axes.set_ylim(low, high)
     for line in lines:
         marker = "o" if len(line.series.steps) <= 12 else None
-        axes.plot(*line.series, color=line.colour, linestyle=line.style, linewidth=line.width, marker=marker, ms=3.5)
+        axes.plot(*line.series, color=line.color, linestyle=line.style, linewidth=line.width, marker=marker, ms=3.5)
     if share:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    axes.grid(axis="y", linewidth=0.6, alpha=0.25)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)
+    clean(axes, "y")
     axes.margins(x=0.015)
 
     heights = spread([(line.series.values[-1] - low) / (high - low) for line in lines], label_gap)
     for height, line in zip(heights, lines, strict=True):
-        axes.text(1.02, height, line.label, color=line.colour, transform=axes.transAxes, va="center")
+        axes.text(1.02, height, line.label, color=line.color, transform=axes.transAxes, va="center")
 
 
 def spread(heights: list[float], gap: float) -> list[float]:
-    """Return the heights in their order, moved as little as keeps them `gap` apart.
-
-    Up, and down again from the top, 1.
-    """
+    """Return the heights in their order, moved up as little as keeps them `gap` apart, and down from the top, 1."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     places = list(heights)
     for lower, upper in pairwise(order):
@@ -90,7 +85,7 @@ def smooth(series: Series, window: int) -> Series:
 def _by_head(run: Run, tag: str, first: int = 0) -> list[Line]:
     heads = run.heads(tag)
     horizon = len(run.heads("ce"))
-    return [Line(f"head {h}", s, head_colour(h, horizon)) for h, s in heads.items() if h >= first]
+    return [Line(f"head {h}", s, head_color(h, horizon)) for h, s in heads.items() if h >= first]
 
 
 def _training_loss(run: Run, _: Kinds) -> list[Line]:
@@ -109,10 +104,10 @@ def _final_losses(run: Run, _: Kinds) -> list[Line]:
     styles = {"ce": ("", "-"), "clean_ce": (", clean", "--")}
     lines = []
     for i, name in enumerate(run.evaluation_sets):
-        for figure, (suffix, style) in styles.items():
-            if len(found := run.final_heads(f"{name}/{figure}")) > 1:
-                colour = head_colour(i, len(run.evaluation_sets))
-                lines.append(Line(name + suffix, Series(list(found), list(found.values())), colour, style))
+        for metric, (suffix, style) in styles.items():
+            if len(found := run.final_heads(f"{name}/{metric}")) > 1:
+                color = head_color(i, len(run.evaluation_sets))
+                lines.append(Line(name + suffix, Series(list(found), list(found.values())), color, style))
     return lines
 
 
@@ -122,17 +117,13 @@ def _kept_by_kind(run: Run, kinds: Kinds) -> list[Line]:
     lines = []
     for kind in ("clean", *kinds):
         if series := run.scalars.get(f"noise/kept/{kind}"):
-            style = (KEEP, "-", 3.2) if kind == "clean" else (kinds[kind].colour, kinds[kind].line, 1.6)
+            style = (KEEP, "-", 3.2) if kind == "clean" else (kinds[kind].color, kinds[kind].line, 1.6)
             lines.append(Line(kind, smooth(series, len(series.steps) // 10 * 2 + 1), *style))
     return lines
 
 
-def _selected_ratio(run: Run, _: Kinds) -> list[Line]:
-    return _by_head(run, "selected_ratio") if selects(run) else []
-
-
-def _threshold(run: Run, _: Kinds) -> list[Line]:
-    return _by_head(run, "threshold", first=1) if selects(run) else []
+def _where_it_selects(tag: str, first: int = 0) -> Callable[[Run, Kinds], list[Line]]:
+    return lambda run, _: _by_head(run, tag, first) if selects(run) else []
 
 
 def _scalar(tag: str, label: str) -> Callable[[Run, Kinds], list[Line]]:
@@ -140,11 +131,9 @@ def _scalar(tag: str, label: str) -> Callable[[Run, Kinds], list[Line]]:
 
 
 def _value_auc(run: Run, _: Kinds) -> list[Line]:
-    tags = [f"evaluation/{name}/value_auc" for name in run.evaluation_sets]
-    found = {tag: run.scalars[tag] for tag in tags if tag in run.scalars and len(run.scalars[tag].steps) > 1}
-    return [
-        Line(tag.split("/")[1], series, head_colour(i, len(found))) for i, (tag, series) in enumerate(found.items())
-    ]
+    found = {name: run.scalars.get(f"evaluation/{name}/value_auc") for name in run.evaluation_sets}
+    curves = {name: series for name, series in found.items() if series and len(series.steps) > 1}
+    return [Line(name, series, head_color(i, len(curves))) for i, (name, series) in enumerate(curves.items())]
 
 
 CHARTS = [
@@ -154,10 +143,12 @@ CHARTS = [
           x_label="head"),
     Chart("Selection", "Kept, by kind of text", "Share of the later heads' predictions; running mean.",
           _kept_by_kind, share=True),
-    Chart("Selection", "Kept, by head", "Share of each head's predictions.", _selected_ratio, share=True),
+    Chart("Selection", "Kept, by head", "Share of each head's predictions.",
+          _where_it_selects("selected_ratio"), share=True),
     Chart("Selection", "Mean excess loss", "Loss minus the reference's loss on the same token, in nats.",
           lambda run, _: _by_head(run, "excess_mean")),
-    Chart("Selection", "Threshold", "Smallest excess loss that is still selected, in nats.", _threshold),
+    Chart("Selection", "Threshold", "Smallest excess loss that is still selected, in nats.",
+          _where_it_selects("threshold", first=1)),
     Chart("Critic", "Value loss", "What the value head minimises.", _scalar("critic/value_loss", "value loss")),
     Chart("Critic", "Entropy of the weights", "Over a position's heads; equal weights give the most.",
           _scalar("critic/weight_entropy", "entropy")),

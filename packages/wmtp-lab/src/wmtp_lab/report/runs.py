@@ -23,12 +23,12 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: scalars by TensorBoard tag, final held-out figures by `set/figure[/part]`, passages by set."""
+    """A finished run: scalars by TensorBoard tag, final held-out metrics by `set/metric[/part]`, passages by set."""
 
     name: str
     settings: dict[str, Any]
     scalars: dict[str, Series]
-    figures: dict[str, float]
+    metrics: dict[str, float]
     passages: dict[str, Passage]
 
     @property
@@ -42,7 +42,7 @@ class Run:
     @property
     def evaluation_sets(self) -> list[str]:
         """The held-out sets, in the order of the settings."""
-        return list(dict.fromkeys(figure.split("/")[0] for figure in self.figures))
+        return list(dict.fromkeys(metric.split("/")[0] for metric in self.metrics))
 
     @property
     def noise_kinds(self) -> set[str]:
@@ -54,18 +54,18 @@ class Run:
         """Return the series `tag/head_{h}` by head, those that the run has."""
         return {h: self.scalars[f"{tag}/head_{h}"] for h in _head_numbers(self.scalars, tag)}
 
-    def final_heads(self, figure: str) -> dict[int, float]:
-        """Return the final held-out figures `set/figure/head_{h}` by head."""
-        return {h: self.figures[f"{figure}/head_{h}"] for h in _head_numbers(self.figures, figure)}
+    def final_heads(self, metric: str) -> dict[int, float]:
+        """Return the final held-out metrics `set/metric/head_{h}` by head."""
+        return {h: self.metrics[f"{metric}/head_{h}"] for h in _head_numbers(self.metrics, metric)}
 
-    def final(self, figure: str) -> dict[str, float]:
-        """Return a final held-out figure by set, for the sets that have it."""
-        found = {name: self.figures.get(f"{name}/{figure}") for name in self.evaluation_sets}
+    def final(self, metric: str) -> dict[str, float]:
+        """Return a final held-out metric by set, for the sets that have it."""
+        found = {name: self.metrics.get(f"{name}/{metric}") for name in self.evaluation_sets}
         return {name: value for name, value in found.items() if value is not None}
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders, and names each run by as much of its path as tells it from the others.
+    """Read run folders, and name each run by as much of its path as tells it from the others.
 
     Raises:
         UserError: a folder is missing, is named twice or is no finished run, or a file in it cannot be read.
@@ -87,11 +87,11 @@ def _read_run(folder: Path, name: str) -> Run:
     if not isinstance(settings.get("algo"), str):
         raise UserError(f"{folder / 'settings.json'}: names no algo; {_UNFINISHED}")
     scalars = _read_scalars(folder / "tensorboard")
-    figures = _read_json(folder / "evaluation.json")
-    for figure, value in figures.items():
+    metrics = _read_json(folder / "evaluation.json")
+    for metric, value in metrics.items():
         if not isinstance(value, int | float):
             raise UserError(
-                f"{folder / 'evaluation.json'}: {figure} is {value!r}, not a number; evaluate the run again"
+                f"{folder / 'evaluation.json'}: {metric} is {value!r}, not a number; evaluate the run again"
             )
     passages = {}
     for held_out, content in _read_json(folder / "passages.json").items():
@@ -99,7 +99,7 @@ def _read_run(folder: Path, name: str) -> Run:
             passages[held_out] = read_passage(held_out, content)
         except UserError as error:
             raise UserError(f"{folder / 'passages.json'}: {error}") from None
-    return Run(name, settings, scalars, figures, passages)
+    return Run(name, settings, scalars, metrics, passages)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 
 from wmtp_lab.experiment.analysis import Analysis
-from wmtp_lab.experiment.tables import Table, number, tables
+from wmtp_lab.experiment.result_tables import tables
+from wmtp_lab.tables import Table
 
 
 @pytest.fixture
@@ -72,14 +73,3 @@ def test_nothing_measured_gives_no_table(make_results: Any) -> None:
 def test_one_seed_has_no_interval(make_results: Any) -> None:
     made = tables(Analysis(make_results({"a": [[7, 5, 4, 3.0]], "b": [[7, 5, 4, 3.5]]})))
     assert made[0].rows[1][1:3] == ["3.500", "+0.500 one seed shows nothing"]
-
-
-def test_markdown() -> None:
-    assert Table("T", "Note.", ["a", "b"], [["x", "1"]]).markdown().split("\n") == [
-        "### T", "", "Note.", "", "| a | b |", "| --- | --: |", "| x | 1 |"
-    ]  # fmt: skip
-
-
-def test_minus_is_a_minus() -> None:
-    assert number(-0.5, 2) == "−0.50"
-    assert number(0.5, 2, signed=True) == "+0.50"

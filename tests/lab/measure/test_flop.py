@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from wmtp_lab.experiment.costs import count_flop
+from wmtp_lab.measure.flop import count_flop
 
 
 def test_products_are_counted_forward_and_backward() -> None:
