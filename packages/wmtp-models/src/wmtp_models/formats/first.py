@@ -23,16 +23,19 @@ def load_first_format(folder: Path, config: MtpConfig, dtype: torch.dtype) -> Mt
         dtype: of all parameters.
 
     Raises:
-        UserError: weights are missing, foreign or unreadable.
+        UserError: weights are missing, foreign or unreadable, or names of both formats stand side by side.
     """
     state: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    whole = folder / "model.safetensors"  # which transformers prefers to the pieces of a larger model, too
+    for path in [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors")):
         try:
             state |= load_file(path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"the weights in {folder} cannot be read ({one_line(error)}): save them again") from error
     config.format_version = FORMAT
     renamed = {current_name(name): tensor for name, tensor in state.items()}
+    if len(renamed) < len(state):
+        raise UserError(f"{folder} mixes the tensor names of two formats: give a folder as one version saved it")
     policy: MtpForCausalLM = from_pretrained_strict(
         MtpForCausalLM, None, folder, "config.json", config=config, state_dict=renamed, dtype=dtype
     )
