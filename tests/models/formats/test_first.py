@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, load_causal_lm, load_policy, load_wmtp
-from wmtp_models.formats.first import current_name
 
 Make = Callable[..., PreTrainedModel]
 LAST = {"llama": "causal_lm.model.layers.2", "gpt2": "causal_lm.transformer.h.2"}
@@ -62,10 +61,36 @@ def test_such_a_folder_loads_as_what_it_was(
     for read in (MtpForCausalLM, AutoModel):  # which would make up what they do not find
         with pytest.raises(UserError, match=r"saved in format 1.*launch/export.py --format wmtp converts its folder"):
             read.from_pretrained(old)
-    shutil.copy(tmp_path / "new/model.safetensors", old / "model.safetensors")  # a mix of both
-    assert torch.equal(load_wmtp(old).head_logits(input_ids), policy.head_logits(input_ids))
+    for weights, described in (("old", "new"), ("new", "old")):
+        mixed = shutil.copytree(tmp_path / weights, tmp_path / f"{weights} as {described}")
+        shutil.copy(tmp_path / described / "config.json", mixed / "config.json")
+        with pytest.raises(
+            UserError, match=r"lacks weights that its config.json asks for: causal_lm.*complete"
+        ) as error:
+            load_wmtp(mixed)
+        assert "\n" not in str(error.value)
 
 
-def test_names_of_no_head_stay() -> None:
-    for name in ("causal_lm.model.layers.0.mlp.up_proj.weight", "value_head.norm.bias", "heads.layers.0.x"):
-        assert current_name(name) == name
+def test_experts_that_transformers_saved_one_by_one_are_stacked_again(input_ids: Tensor, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 3}
+    counts = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("qwen3_moe", vocab_size=64, initializer_range=0.2, **sizes, **counts)
+    policy = MtpForCausalLM.wrap(AutoModelForCausalLM.from_config(config).eval(), horizon=2)
+    with torch.no_grad():
+        for parameter in policy.heads.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    policy.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1}))
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in weights if name.startswith("heads.") and ".experts." in name]:
+        stacked, experts = weights.pop(name), name.rpartition(".")[0]
+        for i, matrix in enumerate(stacked):
+            parts = zip(("gate_proj", "up_proj"), matrix.chunk(2), strict=True)
+            for part, piece in parts if name.endswith("gate_up_proj") else [("down_proj", matrix)]:
+                weights[f"{experts}.{i}.{part}.weight"] = piece.clone()
+    assert any(name.endswith(".experts.1.up_proj.weight") for name in weights if name.startswith("heads."))
+    renamed = {first_name(name, LAST["llama"]): tensor for name, tensor in weights.items()}
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(load_wmtp(tmp_path).head_logits(input_ids), policy.head_logits(input_ids))

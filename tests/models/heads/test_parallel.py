@@ -4,12 +4,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from wmtp_models import MtpForCausalLM
 from wmtp_models.heads.base import HeadInputs
 from wmtp_models.heads.parallel import ParallelHeads
-from wmtp_models.trunk.capture import LayerCall, capture_call, layer_output
+from wmtp_models.trunk.capture import LayerCall, layer_output
+from wmtp_models.trunk.parts import trunk_parts
 
 Make = Callable[..., PreTrainedModel]
 
@@ -46,22 +48,8 @@ def test_heads_are_called_as_the_last_layer_was_and_then_normed() -> None:
     assert [state.unique().item() for state in states] == [-20, -30]
 
 
-def test_a_captured_call_is_the_callers_alone_even_after_an_error() -> None:
-    layer = Layer(0)
-    with capture_call(layer) as calls:
-        layer(torch.ones(1), scale=3.0)
-    assert calls[0].args[0].item() == 1
-    assert calls[0].kwargs == {"scale": 3.0}
-    assert calls[0].repeat(layer).item() == 4
-    with pytest.raises(TypeError), capture_call(layer):
-        layer("not a tensor")
-    layer(torch.ones(1))
-    assert len(calls) == 1
-    assert not layer._forward_pre_hooks
-
-
 @pytest.mark.parametrize("packed", [False, True])
-def test_losses_are_those_of_a_copy_of_the_last_layer_run_by_hand(
+def test_losses_and_gradients_are_those_of_a_copy_of_the_last_layer_run_by_hand(
     family: str, packed: bool, make_causal_lm: Make, input_ids: Tensor
 ) -> None:
     """The trunk is run as plain transformers runs it; its last layer's input, caught there, goes through a copy."""
@@ -71,16 +59,34 @@ def test_losses_are_those_of_a_copy_of_the_last_layer_run_by_hand(
     with torch.no_grad():
         for parameter in policy.heads.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    positions = torch.cat([torch.arange(5), torch.arange(7)]).expand(2, 12) if packed else None
-    by_hand = copy.deepcopy(policy.trunk.last_layer)
+    plain = make_causal_lm(family)
+    parts = trunk_parts(plain)
+    by_hand = copy.deepcopy(parts.last_layer)
     by_hand.load_state_dict(policy.heads.layers[0].state_dict())
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).expand(2, 12) if packed else None
     seen = []
-    hook = policy.trunk.last_layer.register_forward_pre_hook(
+    hook = parts.last_layer.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
     )
-    causal_lm(input_ids, position_ids=positions, use_cache=False)
+    final = plain.base_model(input_ids, position_ids=positions, use_cache=False).last_hidden_state
     hook.remove()
     (args, kwargs) = seen[0]
-    state = policy.trunk.norm(layer_output(by_hand(*args, **kwargs)))
-    expected = causal_lm.get_output_embeddings()(state)
-    assert torch.equal(policy.head_logits(input_ids, positions)[:, :, 1], expected)
+    state = parts.norm(layer_output(by_hand(*args, **kwargs)))
+    logits = torch.stack([parts.unembedding(final), parts.unembedding(state)], dim=2)  # [2, 12, 2, V]
+    assert torch.equal(policy.head_logits(input_ids, positions), logits)
+
+    output = policy(input_ids, position_ids=positions)
+    (output.ce * torch.tensor([1.0, 0.3])).sum().backward()
+    loss = torch.zeros(())
+    for h, coefficient in enumerate((1.0, 0.3)):
+        targets = input_ids.roll(-h - 1, dims=1).masked_fill(~output.valid[..., h], -100)
+        ce = cross_entropy(logits[:, :, h].flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        torch.testing.assert_close(output.ce[..., h], ce, rtol=1e-5, atol=1e-5)
+        loss = loss + coefficient * ce.sum()
+    loss.backward()
+    expected = {f"causal_lm.{name}": p.grad for name, p in plain.named_parameters()}
+    expected |= {f"heads.layers.0.{name}": p.grad for name, p in by_hand.named_parameters()}
+    found = {name: p.grad for name, p in policy.named_parameters()}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")

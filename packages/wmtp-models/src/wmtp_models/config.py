@@ -44,6 +44,10 @@ class MtpConfig(PreTrainedConfig):
         if horizon < 1:
             raise UserError(f"horizon is {horizon}: it must be at least 1 (1 is plain next-token prediction)")
         require_head_kind(head_kind)
+        if format_version > FORMAT:
+            raise UserError(
+                f"format_version is {format_version}, and formats up to {FORMAT} are known: update wmtp-models"
+            )
         # The base class resets the attention implementation of every sub-configuration it finds: it must find none.
         super().__init__(**kwargs)
         self.trunk: Any = AutoConfig.for_model(**trunk) if isinstance(trunk, dict) else trunk

@@ -83,7 +83,7 @@ def load_wmtp(source: str | Path, dtype: torch.dtype | None = None) -> MtpForCau
     if config.format_version == FORMAT:
         policy = load_weights(MtpForCausalLM, source, dtype)
     else:
-        policy = load_first_format(Path(source), config, dtype)
+        policy = load_first_format(source, dtype)
     return policy
 
 

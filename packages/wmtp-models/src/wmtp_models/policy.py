@@ -16,9 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Gen
 
 from wmtp_core import GradientPlan, UserError, linear_argmax, linear_cross_entropy, mtp_targets
 from wmtp_models.config import FORMAT, MtpConfig
-from wmtp_models.heads import ParallelHeads, build_heads
+from wmtp_models.heads import KINDS, ParallelHeads
 from wmtp_models.heads.base import HeadInputs
-from wmtp_models.heads.medusa import LinearHead, ResidualHead
 from wmtp_models.trunk.capture import capture_call
 from wmtp_models.trunk.packing_layout import infer_layout
 from wmtp_models.trunk.parts import trunk_parts
@@ -36,7 +35,8 @@ class MtpOutput(NamedTuple):
         values: float32 `[B, S]`, or None without a value head.
         predicted: int64 `[B, S, H]`, every head's most probable token, or None where it was not asked for.
         auxiliary_loss: float32 scalar, what the trunk's own training adds for its routers, coefficient included, over
-            the routers of the trunk and of the heads; None where there is none, or no gradient is formed.
+            the routers of the trunk and of the heads and the tokens that are no padding; None for a trunk without
+            routers, with a coefficient of 0, or whose family trains without such a loss.
     """
 
     ce: Tensor
@@ -69,7 +69,7 @@ class MtpForCausalLM(PreTrainedModel):
                 causal_lm.generation_config = GenerationConfig.from_dict(config.generation)
         self.causal_lm = causal_lm
         self.trunk = parts = trunk_parts(causal_lm)
-        self.heads = build_heads(config.head_kind, parts, config.horizon - 1)
+        self.heads = KINDS[config.head_kind].beside(parts, config.horizon - 1)
         self.router_loss = find_router_loss(causal_lm)
         self.value_head: ValueHead | None = None
         if config.value_head:
@@ -102,7 +102,11 @@ class MtpForCausalLM(PreTrainedModel):
         return cls(config, causal_lm).train(causal_lm.training)
 
     def unwrap(self) -> PreTrainedModel:
-        """Return the plain Hugging Face causal LM of trunk and head 0: the model that was wrapped, not a copy."""
+        """Return the plain Hugging Face causal LM of trunk and head 0: the model that was wrapped, not a copy.
+
+        All its weights are shared with the policy, so training either one trains both. Its `save_pretrained` writes a
+        plain model of its own architecture, under its own tensor names, without heads 1 … H−1 and the value head.
+        """
         plain: PreTrainedModel = self.causal_lm
         return plain
 
@@ -161,7 +165,7 @@ class MtpForCausalLM(PreTrainedModel):
         if frozen:  # or losses of head 0 would cost gradients that lead nowhere
             ce = torch.cat([ce[..., :1].detach(), ce[..., 1:]], dim=-1)
         predicted = linear_argmax(hidden.flatten(0, 2), weight).view_as(targets) if predict else None
-        auxiliary = None if self.router_loss is None else self.router_loss(router_logits)
+        auxiliary = None if self.router_loss is None else self.router_loss(router_logits, attention_mask)
         return MtpOutput(ce=ce, valid=valid, values=values, predicted=predicted, auxiliary_loss=auxiliary)
 
     def head_logits(
@@ -232,11 +236,11 @@ class MtpForCausalLM(PreTrainedModel):
         """
 
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers initializes the trunk by the trunk's own rule; layers that are like it follow, the rest is ours.
-        if isinstance(module, ValueHead | ResidualHead | LinearHead):
+        # transformers initializes the trunk by the trunk's own rule; what stands beside it is ours.
+        if isinstance(module, ValueHead):
             module.reset_parameters()
-        elif isinstance(self.heads, ParallelHeads) and any(module is part for part in self.heads.modules()):
-            self.causal_lm._init_weights(module)
+        elif any(module is part for part in self.heads.modules()):
+            self.heads.init_weights(module, self.causal_lm)
 
 
 AutoConfig.register(MtpConfig.model_type, MtpConfig)

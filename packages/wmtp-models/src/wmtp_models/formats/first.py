@@ -1,49 +1,61 @@
 """The first format of a saved WMTP folder, in which the heads stood inside the trunk's last layer."""
 
-import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import nn
 
-from wmtp_core import UserError
 from wmtp_models.config import FORMAT, MtpConfig
-from wmtp_models.hf_loading import from_pretrained_strict, one_line
+from wmtp_models.heads import ParallelHeads
+from wmtp_models.heads.medusa import MedusaHeads
+from wmtp_models.hf_loading import load_weights
 from wmtp_models.policy import MtpForCausalLM
 
 
-def load_first_format(folder: Path, config: MtpConfig, dtype: torch.dtype) -> MtpForCausalLM:
+def load_first_format(source: str | Path, dtype: torch.dtype) -> MtpForCausalLM:
     """Load a folder of the first format.
 
     Args:
-        folder: the folder.
-        config: what its config.json says.
+        source: the folder.
         dtype: of all parameters.
 
     Raises:
-        UserError: weights are missing, foreign or unreadable.
+        UserError: weights are missing, foreign (as where both formats are mixed) or unreadable.
     """
-    state: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            state |= load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"the weights in {folder} cannot be read ({one_line(error)}): save them again") from error
-    config.format_version = FORMAT
-    renamed = {current_name(name): tensor for name, tensor in state.items()}
-    policy: MtpForCausalLM = from_pretrained_strict(
-        MtpForCausalLM, None, folder, "config.json", config=config, state_dict=renamed, dtype=dtype
-    )
-    return policy
+    first: _FirstFormat = load_weights(_FirstFormat, source, dtype)
+    return first.in_current_format()
 
 
-def current_name(name: str) -> str:
-    """Return today's name of a tensor of the first format."""
-    if name.startswith("state_heads."):
-        return name.replace("state_heads.", "heads.blocks.", 1)
-    if found := re.fullmatch(r"(causal_lm\..+)\.heads\.(\d+)\.(.+)", name):
-        layer, head, rest = found[1], int(found[2]), found[3]
-        return f"heads.layers.{head - 1}.{rest}" if head else f"{layer}.{rest}"
-    return name
+class _FirstFormat(MtpForCausalLM):
+    """A model whose modules stand where the first format had them.
+
+    New names alone would not do: transformers saves the experts of a trunk's layers one by one and stacks them again as
+    it loads, by rules for the trunk's names, under which the heads were.
+    """
+
+    def __init__(self, config: MtpConfig) -> None:
+        config.format_version = FORMAT
+        super().__init__(config)
+        last = nn.Module()
+        last.heads = nn.ModuleList([self.trunk.last_layer])
+        if isinstance(self.heads, ParallelHeads):
+            last.heads.extend(self.heads.layers)
+            self.heads.layers = nn.ModuleList()
+        elif isinstance(self.heads, MedusaHeads):
+            self.state_heads = self.heads.blocks
+            self.heads.blocks = nn.ModuleList()
+        self.trunk.layers[-1] = last
+
+    def in_current_format(self) -> MtpForCausalLM:
+        """Put every module in its place and return the same model as an `MtpForCausalLM`."""
+        last: Any = self.trunk.last_layer
+        head_0, *later = last.heads
+        self.trunk.layers[-1] = head_0
+        if isinstance(self.heads, ParallelHeads):
+            self.heads.layers = nn.ModuleList(later)
+        elif isinstance(self.heads, MedusaHeads):
+            self.heads.blocks = self.state_heads
+            del self.state_heads
+        self.__class__ = MtpForCausalLM
+        return self

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from wmtp_models.trunk.capture import LayerCall
+from wmtp_models.trunk.parts import TrunkParts
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ class Heads(nn.Module, ABC):
 
     kind: ClassVar[str]
     like_last_layer: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def beside(cls, trunk: TrunkParts, count: int) -> Self:
+        """Build `count` heads, H−1, beside a trunk, on its device and in its dtype."""
+
+    @abstractmethod
+    def init_weights(self, module: nn.Module, causal_lm: PreTrainedModel) -> None:
+        """Initialize the weights of one module of these heads, as transformers asks for each that was not loaded."""
 
     @abstractmethod
     def forward(self, inputs: HeadInputs) -> list[Tensor]:

@@ -4,11 +4,14 @@ Each turns the final hidden state into the one that a later head predicts from, 
 """
 
 from abc import abstractmethod
+from typing import Self
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from wmtp_models.heads.base import HeadInputs, Heads
 from wmtp_models.heads.sparse_grad_linear import make_row_sparse
+from wmtp_models.trunk.parts import TrunkParts
 
 
 class ResidualHead(nn.Module):
@@ -64,6 +67,16 @@ class MedusaHeads(Heads):
     @abstractmethod
     def make_block(hidden_size: int) -> nn.Module:
         """Return one block, the identity."""
+
+    @classmethod
+    def beside(cls, trunk: TrunkParts, count: int) -> Self:
+        """Build heads 1 … H−1, all the identity, where the unembedding is."""
+        return cls(trunk.weight.shape[1], count).to(device=trunk.weight.device, dtype=trunk.weight.dtype)
+
+    def init_weights(self, module: nn.Module, causal_lm: PreTrainedModel) -> None:
+        """Make a block the identity."""
+        if isinstance(module, ResidualHead | LinearHead):
+            module.reset_parameters()
 
     def forward(self, inputs: HeadInputs) -> list[Tensor]:
         """Return the hidden states of heads 1 … H−1, `[B, S, D]` each."""

@@ -1,11 +1,14 @@
 """Parallel heads: decoder layers beside the trunk's last one (Gloeckle et al., arXiv 2404.19737, section 2)."""
 
 import copy
+from typing import Self
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from wmtp_models.heads.base import HeadInputs, Heads
 from wmtp_models.heads.sparse_grad_linear import make_row_sparse
+from wmtp_models.trunk.parts import TrunkParts
 
 
 class ParallelHeads(Heads):
@@ -27,6 +30,15 @@ class ParallelHeads(Heads):
         for offset, layer in enumerate(self.layers, start=1):
             _shift_layer_idx(layer, offset)
         make_row_sparse(self)  # head 0 learns from every token, these do not
+
+    @classmethod
+    def beside(cls, trunk: TrunkParts, count: int) -> Self:
+        """Build heads 1 … H−1 as copies of the trunk's last layer."""
+        return cls(trunk.last_layer, count)
+
+    def init_weights(self, module: nn.Module, causal_lm: PreTrainedModel) -> None:
+        """Initialize a module as the trunk's family does."""
+        causal_lm._init_weights(module)
 
     def forward(self, inputs: HeadInputs) -> list[Tensor]:
         """Return the normed hidden states of heads 1 … H−1, `[B, S, D]` each."""
