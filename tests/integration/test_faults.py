@@ -219,7 +219,6 @@ def test_a_gradient_that_is_not_finite_on_one_rank_stops_all_and_names_the_step(
         ({"data": {"train": ["plain.jsonl"]}, "algo": "critic-wmtp"}, "critic-wmtp needs rows with a `reward`"),
         ({"reference": {"source": None}, "algo": "rho1-wmtp"}, "rho1-wmtp compares with a reference"),
         ({"reference": {"source": "empty"}, "algo": "rho1-wmtp"}, "empty"),
-        ({"normalize_by": "selected", "algo": "labelled"}, "normalize_by"),
         ({"keep_best": "loss"}, "keep_best is 'loss'"),
     ],
     ids=str,

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from wmtp_core import UserError
-from wmtp_train.settings.command_line import Parser, load_settings
+from wmtp_train.settings.command_line import load_settings
+from wmtp_train.settings.help import Parser
 
 
 @pytest.fixture(autouse=True)

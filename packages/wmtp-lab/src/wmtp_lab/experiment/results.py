@@ -59,7 +59,11 @@ class Results:
         self.series = {key: series for key, series in self.series.items() if not key[2].startswith(prefix)}
 
     def save(self) -> None:
-        """Write the file, whole or not at all. Raises UserError where that is refused."""
+        """Write the file, whole or not at all.
+
+        Raises:
+            UserError: that is refused.
+        """
         rows = [
             Row(arm, seed, metric, step, value)._asdict()
             for (arm, seed, metric), series in self.series.items()

@@ -31,10 +31,7 @@ def infer_layout(
 
 
 def _restarting_positions(*stretches: Tensor | None) -> Tensor | None:
-    """Return 0, 1, 2, … from the start of the row and from everywhere that one of the `[B.
-
-    S]` tensors changes value.
-    """
+    """Return 0, 1, 2, … from the start of the row and from wherever one of the tensors `[B, S]` changes value."""
     given = [stretch for stretch in stretches if stretch is not None]
     if not given:
         return None

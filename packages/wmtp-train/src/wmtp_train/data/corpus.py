@@ -29,8 +29,10 @@ def read_texts(paths: list[Path]) -> Iterator[pa.Table]:
     """Return tables of `TEXT_SCHEMA`, one row a document, in corpus order, at most 1000 rows each.
 
     A row of `chosen` and `rejected` gives two documents, one after the other, each with the row's reward. Empty texts,
-    empty completions and pairs with an empty half are dropped. Raises UserError (file and line or row) for whatever is
-    wrong with a row, and where no document remains.
+    empty completions and pairs with an empty half are dropped.
+
+    Raises:
+        UserError: something is wrong with a row, which the message names by file and line; or no document remains.
     """
     documents = _documents(paths)
     block = list(islice(documents, 1000))

@@ -19,11 +19,10 @@ SUFFIXES = (".jsonl", ".parquet", ".txt")
 
 
 def expand(files: Iterable[str | Path]) -> list[Path]:
-    """Return the corpus files behind paths and globs (`**` included), in the order given.
+    """Return the corpus files behind paths and globs (`**` included), in the order given, those of a glob by name.
 
-    Those of a glob sorted by name.
-
-    Raises UserError for none at all, a missing file, a glob without a match and an unknown file extension.
+    Raises:
+        UserError: no file at all, a missing file, a glob without a match, an unknown file extension.
     """
     paths: list[Path] = []
     for file in map(str, files):
@@ -49,7 +48,8 @@ def describe(paths: list[Path]) -> str:
 def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Return (where, row) for each row of a file; of a parquet file the values of other columns are not read and None.
 
-    Raises UserError, naming file and line, for what cannot be read.
+    Raises:
+        UserError: something cannot be read; the message names file and line.
     """
     if path.suffix == ".jsonl":
         return _read_jsonl(path)

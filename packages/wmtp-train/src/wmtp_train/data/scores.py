@@ -21,11 +21,10 @@ def partial_folder(output: Path) -> Path:
 
 
 def read_fingerprint(folder: Path) -> dict[str, str]:
-    """Return the fingerprint in a score folder: "corpus", "tokenizer", "packing", "reference".
+    """Return a score folder's fingerprint: its corpus, tokenizer, packing, reference, dtype and computed_in.
 
-    "dtype" and "computed_in".
-
-    Raises UserError where it is broken.
+    Raises:
+        UserError: it is broken.
     """
     try:
         return dict(json.loads((folder / FINGERPRINT_FILE).read_bytes()))
@@ -45,12 +44,14 @@ def check_fingerprint(folder: Path, wanted: Mapping[str, str]) -> None:
 
 
 def load_scores(path: str | Path, prepared: PreparedData, reference_fingerprint: str | None = None) -> datasets.Dataset:
-    """Return the column `reference_ce` list<float32 or float16>[S] (nats.
+    """Return the column `reference_ce` of `prepared.rows`.
 
-    0 at padding and first tokens) of `prepared.rows`.
+    Returns:
+        list<float32 or float16>`[S]` in nats, 0 at padding and first tokens.
 
-    Raises UserError where the folder is missing, unfinished, no score folder, or made from another corpus, tokenizer,
-    packing or (if `reference_fingerprint` is given) reference.
+    Raises:
+        UserError: the folder is missing, unfinished, no score folder, or made from another corpus, tokenizer, packing
+            or (if `reference_fingerprint` is given) reference.
     """
     path = Path(path)
     if not path.is_dir():

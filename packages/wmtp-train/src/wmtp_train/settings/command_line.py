@@ -1,11 +1,11 @@
-"""Settings from the command line, the environment and a YAML file, and options alone, with errors in one line."""
+"""Settings from the command line, the environment and a YAML file, with errors in one line."""
 
 import argparse
 import difflib
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -13,14 +13,6 @@ from pydantic_settings import SettingsError
 
 from wmtp_core import UserError
 from wmtp_train.settings.schema import Settings
-
-
-class Parser(argparse.ArgumentParser):
-    """For scripts that need options and no settings: says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print."""
-        raise UserError(f"command line: {message}; --help lists the options")
 
 
 def load_settings(argv: list[str] | None = None, tiny_config: Path | None = None) -> Settings:

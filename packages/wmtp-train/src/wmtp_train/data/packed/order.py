@@ -21,11 +21,10 @@ def permutation(count: int, seed: int, stream: int) -> np.ndarray:
 
 
 def stream_rows(num_rows: int, seed: int, start: int, stop: int) -> np.ndarray:
-    """Return the rows at positions [start, stop) of the endless stream.
+    """Return the rows at positions [start, stop) of an endless stream: one permutation by (seed, epoch) after another.
 
-    One permutation by (seed, epoch) after the other.
-
-    Returns int64 [stop - start] in [0, num_rows).
+    Returns:
+        int64 `[stop - start]`, each in [0, num_rows).
     """
     positions = np.arange(start, stop)
     epochs, offsets = np.divmod(positions, num_rows)

@@ -50,7 +50,11 @@ class PreparedData:
 
     @staticmethod
     def load(path: str | Path) -> "PreparedData":
-        """Open a folder that `prepare` wrote, memory-mapped. Raises UserError where it is missing, damaged or none."""
+        """Open a folder that `prepare` wrote, memory-mapped.
+
+        Raises:
+            UserError: it is missing, damaged or no such folder.
+        """
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"prepared data {path}: no such folder: make it with `python launch/prepare.py`")
@@ -80,11 +84,14 @@ def prepare(
     num_proc: int | None = None,
     vocab_size: int | None = None,
 ) -> PreparedData:
-    """Tokenize and packs corpus files (paths or globs) into `cache_dir`, or opens what an earlier call left there.
+    """Tokenize and pack corpus files (paths or globs) into `cache_dir`, or open what an earlier call left there.
 
     The content of the files, the tokenizer and the packing decide, never names or dates. Any number of processes may
     call it at once: each writes aside, the first to rename wins. `tokenizer_path` is for messages; `vocab_size` is the
-    model's. Raises UserError for whatever is wrong with the corpus (`files`, `corpus`), the tokenizer or the lengths.
+    model's.
+
+    Raises:
+        UserError: something is wrong with the corpus (`files`, `corpus`), the tokenizer or the lengths.
     """
     paths = expand(files)
     if not tokenizer.is_fast:

@@ -26,7 +26,8 @@ def write_arrow(path: Path, tables: Iterable[pa.Table]) -> None:
 def open_arrow(path: Path, num_rows: int, fix: str) -> datasets.Dataset:
     """Return the rows of a file that `write_arrow` wrote, memory-mapped.
 
-    Raises UserError where the file is missing, cut off, or has another number of rows than was written.
+    Raises:
+        UserError: the file is missing, cut off, or has another number of rows than was written.
     """
     try:
         rows = datasets.Dataset.from_file(str(path))
