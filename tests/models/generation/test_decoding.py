@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from wmtp_models import MtpForCausalLM, build_policy, generate
 from wmtp_models.generation import decoding
 from wmtp_models.generation.greedy import GreedyVerifier
 from wmtp_models.generation.rows import GeneratedSequence
+from wmtp_models.heads.base import HeadInputs
 
 Make = Callable[..., MtpForCausalLM]
 Sequences = list[list[int]]
@@ -120,9 +123,10 @@ def test_rounding_turns_no_near_tie(
         unembedding[32:] = unembedding[:32] * (1 + 1e-7)
     generator = torch.Generator().manual_seed(0)
 
-    def states(*args: object, _real: Callable[..., Tensor] = policy.forward_cached, **kwargs: object) -> Tensor:
-        exactly = _real(*args, **kwargs)
-        return exactly * (1 + 10 * torch.finfo(torch.float32).eps * torch.randn(exactly.shape, generator=generator))
+    def states(*args: Any, _real: Callable[..., HeadInputs] = policy.forward_cached) -> HeadInputs:
+        inputs = _real(*args)
+        rounding = 10 * torch.finfo(torch.float32).eps * torch.randn(inputs.final.shape, generator=generator)
+        return replace(inputs, final=inputs.final * (1 + rounding))
 
     monkeypatch.setattr(policy, "forward_cached", states)
     result = generate(policy, prompts, 20, exact=exact)
@@ -139,15 +143,15 @@ class Prompter(GreedyVerifier):
         self.rows = rows
         return super().verify(logits, rows)
 
-    def draft(self, logits: Tensor) -> None:
-        super().draft(logits)
-        if logits.shape[1] == 0:
-            return
+    def propose(self, logits: Tensor) -> Tensor:
+        first = self.drafts.shape[1]
+        super().propose(logits)
         for b, row in enumerate([row for row in self.rows if not row.ended]):
-            text = self.right[row.number] + [0] * logits.shape[1]
-            for place in range(logits.shape[1]):
+            text = self.right[row.number] + [0] * self.drafts.shape[1]
+            for place in range(first, self.drafts.shape[1]):
                 token = text[len(row.tokens) + place]
                 self.drafts[b, place] = (token + 1) % 64 if self.spoil(row.number, place) else token
+        return self.drafts[:, first:]
 
 
 @pytest.mark.parametrize("kept_per_row", [[3, 3, 3, 3], [0, 0, 0, 0], [0, 1, 2, 3]])
@@ -235,9 +239,9 @@ def test_one_forward_a_round_and_no_grown_cache(make_policy: Make, monkeypatch: 
     policy = make_policy()
     widths: list[int] = []
 
-    def states(*args: Tensor, _real: Callable[..., Tensor] = policy.forward_cached, **kwargs: bool) -> Tensor:
+    def states(*args: Any, _real: Callable[..., HeadInputs] = policy.forward_cached) -> HeadInputs:
         widths.append(args[2].shape[1])
-        return _real(*args, **kwargs)
+        return _real(*args)
 
     monkeypatch.setattr(policy, "forward_cached", states)
     calls: list[int] = []

@@ -35,7 +35,7 @@ def test_verification_differs_from_plain_decoding_by_less_than_doubt(family: str
     pieces = []
     for piece in tokens.split(widths, dim=1):
         mask, positions = cache.extend(torch.tensor([4]), 4)
-        pieces.append(policy.forward_cached(piece, positions, mask, cache.layers, all_heads=True)[:, :, 0])
+        pieces.append(policy.forward_cached(piece, positions, mask, cache.layers).final)
     together = policy.get_output_embeddings()(torch.cat(pieces, dim=1))[0]  # [60, V]
     plain = []
     policy.get_output_embeddings().register_forward_hook(lambda _module, _args, logits: plain.append(logits[0, -1]))

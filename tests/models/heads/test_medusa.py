@@ -103,5 +103,5 @@ def test_a_folder_of_before_there_were_kinds_has_layers() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(UserError, match="head_kind is 'mpl': choose one of layer, mlp, linear"):
+    with pytest.raises(UserError, match="head_kind is 'mpl': choose one of layer, sequential, mlp, linear"):
         MtpConfig(trunk={"model_type": "llama"}, head_kind="mpl")

@@ -17,8 +17,10 @@ class MtpConfig(PreTrainedConfig):
     Args:
         trunk: configuration of the plain causal LM, or its dictionary with a `model_type`.
         horizon: number of heads H, at least 1.
-        head_kind: what heads ≥ 1 are: `layer`, decoder layers beside the trunk's last one; or on the final hidden state
-            `mlp`, a residual block each, or `linear`, a matrix each.
+        head_kind: what heads ≥ 1 are: `layer`, decoder layers beside the trunk's last one; `sequential`, modules that
+            each read the head before it and one more token; or on the final hidden state `mlp`, a residual block each,
+            or `linear`, a matrix each.
+        shared_module: whether sequential heads are one module, applied again at every depth, or one module each.
         value_head: whether the policy carries a value head.
         value_gradient_to_trunk: whether the value head's loss also trains the trunk.
         generation: the plain model's generation_config.json: its stop tokens, how it samples; None: as the trunk's
@@ -35,6 +37,7 @@ class MtpConfig(PreTrainedConfig):
         trunk: PreTrainedConfig | dict[str, Any] | None = None,
         horizon: int = 4,
         head_kind: str = ParallelHeads.kind,
+        shared_module: bool = True,
         value_head: bool = False,
         value_gradient_to_trunk: bool = False,
         generation: dict[str, Any] | None = None,
@@ -53,6 +56,7 @@ class MtpConfig(PreTrainedConfig):
         self.trunk: Any = AutoConfig.for_model(**trunk) if isinstance(trunk, dict) else trunk
         self.horizon = horizon
         self.head_kind = head_kind
+        self.shared_module = shared_module
         self.value_head = value_head
         self.value_gradient_to_trunk = value_gradient_to_trunk
         self.generation = generation

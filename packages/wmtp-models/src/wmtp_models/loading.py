@@ -18,6 +18,7 @@ from wmtp_models.config import FORMAT, MtpConfig
 from wmtp_models.formats import consolidated
 from wmtp_models.formats.first import load_first_format
 from wmtp_models.heads import ParallelHeads
+from wmtp_models.heads.sequential import SequentialHeads
 from wmtp_models.hf_loading import load_weights, one_line, read_config, resolve_source
 from wmtp_models.policy import MtpForCausalLM
 
@@ -28,6 +29,7 @@ def load_policy(
     value_head: bool = False,
     dtype: torch.dtype = torch.float32,
     head_kind: str = ParallelHeads.kind,
+    shared_module: bool = True,
 ) -> MtpForCausalLM:
     """Load the model to train, from what has heads (`load_wmtp`) or from any plain causal LM.
 
@@ -38,13 +40,14 @@ def load_policy(
             that is not wanted is dropped.
         dtype: of all parameters.
         head_kind: of the heads after the first, see `MtpConfig`; what has heads must have that kind.
+        shared_module: of sequential heads, see `MtpConfig`; what has some must have it so.
 
     Raises:
         UserError: nothing there, incomplete or foreign weights, other heads, an architecture without heads.
     """
     if not has_heads(source):
         causal_lm = load_weights(AutoModelForCausalLM, source, dtype)
-        return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind)
+        return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind, shared_module)
     policy = load_wmtp(source, dtype)
     config = policy.config
     if config.horizon != horizon:
@@ -55,6 +58,11 @@ def load_policy(
         raise UserError(
             f"{source} has heads of the kind {config.head_kind}, but head_kind is {head_kind}: "
             f"set head_kind to {config.head_kind}"
+        )
+    if head_kind == SequentialHeads.kind and config.shared_module != shared_module:
+        raise UserError(
+            f"{source} has {'one module for all depths' if config.shared_module else 'a module for each depth'}: "
+            f"set shared_module to {str(config.shared_module).lower()}"
         )
     if value_head and policy.value_head is None:
         policy.add_value_head()
@@ -103,6 +111,7 @@ def build_policy(
     value_head: bool = False,
     seed: int = 0,
     head_kind: str = ParallelHeads.kind,
+    shared_module: bool = True,
 ) -> MtpForCausalLM:
     """Build a policy from scratch, in float32, with weights that depend on nothing but the arguments.
 
@@ -113,6 +122,7 @@ def build_policy(
         value_head: whether the policy carries a value head.
         seed: of the weights; the global random state is left as it was.
         head_kind: of the heads after the first, see `MtpConfig`.
+        shared_module: of sequential heads, see `MtpConfig`.
 
     Raises:
         UserError: an unknown or missing `model_type`, an unknown key, a value that the architecture refuses.
@@ -135,7 +145,7 @@ def build_policy(
         try:
             config = AutoConfig.for_model(**{**special_ids, **trunk_config, "vocab_size": vocab_size})
             causal_lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind)
+            return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind, shared_module)
         except UserError:
             raise
         except Exception as error:  # each architecture refuses in a way of its own, some only when they are called

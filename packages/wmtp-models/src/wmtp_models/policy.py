@@ -69,7 +69,7 @@ class MtpForCausalLM(PreTrainedModel):
                 causal_lm.generation_config = GenerationConfig.from_dict(config.generation)
         self.causal_lm = causal_lm
         self.trunk = parts = trunk_parts(causal_lm)
-        self.heads = KINDS[config.head_kind].beside(parts, config.horizon - 1)
+        self.heads = KINDS[config.head_kind].beside(parts, config)
         self.router_loss = find_router_loss(causal_lm)
         self.value_head: ValueHead | None = None
         if config.value_head:
@@ -78,12 +78,17 @@ class MtpForCausalLM(PreTrainedModel):
 
     @classmethod
     def wrap(
-        cls, causal_lm: PreTrainedModel, horizon: int = 4, value_head: bool = False, head_kind: str = ParallelHeads.kind
+        cls,
+        causal_lm: PreTrainedModel,
+        horizon: int = 4,
+        value_head: bool = False,
+        head_kind: str = ParallelHeads.kind,
+        shared_module: bool = True,
     ) -> Self:
         """Put heads beside a plain causal LM, whose last layer is head 0.
 
-        The model stays what it is, and its weights are shared: training one trains the other. Heads ≥ 1 start as copies
-        of the last layer, or as the identity: they predict what head 0 does.
+        The model stays what it is, and its weights are shared: training one trains the other. How heads ≥ 1 start is
+        their kind's: as copies of the last layer or as the identity they predict what head 0 does.
 
         Raises:
             UserError: the architecture cannot be wrapped; the message says what it lacks. Or an unknown kind of heads.
@@ -95,6 +100,7 @@ class MtpForCausalLM(PreTrainedModel):
             trunk=causal_lm.config,
             horizon=horizon,
             head_kind=head_kind,
+            shared_module=shared_module,
             value_head=value_head,
             generation=causal_lm.generation_config.to_diff_dict(),
             dtype=causal_lm.dtype,
@@ -181,16 +187,18 @@ class MtpForCausalLM(PreTrainedModel):
         logits: Tensor = self.trunk.unembedding(hidden)
         return logits.float()
 
-    def _forward_heads(self, input_ids: Tensor, position_ids: Tensor | None, **inputs: Any) -> list[Tensor]:
+    def _forward_heads(self, input_ids: Tensor, position_ids: Tensor | None) -> list[Tensor]:
         """Return the normed hidden states of every head, `[B, S, D]` each, in one forward of the trunk."""
-        # Without a cache, if none is given: with one, transformers lets packed documents see each other.
-        inputs = {"use_cache": False, **inputs}
+        # Without a cache: with one, transformers lets packed documents see each other.
+        inputs = self._forward_trunk(input_ids, position_ids, use_cache=False)
+        return [inputs.final, *self.heads(inputs)]
+
+    def _forward_trunk(self, input_ids: Tensor, position_ids: Tensor | None, **how: Any) -> HeadInputs:
+        """Run the trunk, and return what its heads may read."""
         with capture_call(self.trunk.last_layer) as calls:
-            output = self.causal_lm.base_model(input_ids=input_ids, position_ids=position_ids, **inputs)
-        final: Tensor = output.last_hidden_state
+            output = self.causal_lm.base_model(input_ids=input_ids, position_ids=position_ids, **how)
         embedding = self.causal_lm.get_input_embeddings()
-        later: list[Tensor] = self.heads(HeadInputs(calls[0], final, input_ids, embedding, self.trunk.norm))
-        return [final, *later]
+        return HeadInputs(calls[0], output.last_hidden_state, input_ids, position_ids, embedding, self.trunk.norm)
 
     def _capture_routers(self) -> Any:
         """Note the routers' logits of the forward in here, where they are needed."""
@@ -199,26 +207,21 @@ class MtpForCausalLM(PreTrainedModel):
         return self.router_loss.capture([*self.trunk.layers, self.heads])
 
     def forward_cached(
-        self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, cache: Cache, all_heads: bool
-    ) -> Tensor:
-        """Return the normed hidden states of tokens that go on from a key-value cache, which takes up theirs.
+        self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, cache: Cache
+    ) -> HeadInputs:
+        """Run the trunk over tokens that go on from a key-value cache, which takes up theirs.
 
         Args:
             input_ids: int64 `[B, Q]`.
             position_ids: int64 `[B, Q]`.
             attention_mask: `[B, cached + Q]`, 0 where a slot of the cache holds nothing.
-            cache: of the trunk and of every head, each in layers of its own.
-            all_heads: whether every head runs, or head 0 alone; a cache must always be used with one of the two.
+            cache: of the trunk and of the heads, which have layers of their own there.
 
         Returns:
-            `[B, Q, H, D]`, or `[B, Q, 1, D]` of head 0.
+            What the heads go on from (`Heads.draft`): among it the normed hidden states of head 0, `[B, Q, D]`.
         """
-        inputs = {"attention_mask": attention_mask, "past_key_values": cache, "use_cache": True}
-        if all_heads:
-            return torch.stack(self._forward_heads(input_ids, position_ids, **inputs), dim=2)
-        output = self.causal_lm.base_model(input_ids=input_ids, position_ids=position_ids, **inputs)
-        final: Tensor = output.last_hidden_state
-        return final.unsqueeze(2)
+        how = {"attention_mask": attention_mask, "past_key_values": cache, "use_cache": True}
+        return self._forward_trunk(input_ids, position_ids, **how)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the trunk's."""

@@ -30,10 +30,22 @@ def build_policy_from_settings(
     """
     model = settings.model
     if model.source is not None:
-        policy = load_policy(model.source, model.horizon, value_head, head_kind=model.head_kind)
+        policy = load_policy(
+            model.source,
+            model.horizon,
+            value_head,
+            head_kind=model.head_kind,
+            shared_module=model.shared_module,
+        )
     elif model.config is not None:
         policy = build_policy(
-            model.config, len(tokenizer), model.horizon, value_head, settings.seed, head_kind=model.head_kind
+            model.config,
+            len(tokenizer),
+            model.horizon,
+            value_head,
+            settings.seed,
+            head_kind=model.head_kind,
+            shared_module=model.shared_module,
         )
     else:
         raise UserError(

@@ -18,11 +18,14 @@ from wmtp_models.policy import MtpForCausalLM
 class Verifier(Protocol):
     """How tokens are chosen: greedily, or drawn."""
 
-    drafts: Tensor  # int64 [B, d], the last proposed
+    drafts: Tensor  # int64 [B, d], proposed since the last start
     tie_forwards: int
 
-    def draft(self, logits: Tensor) -> None:
-        """Propose tokens from the later heads' logits, `[B, d, V]`."""
+    def start(self, rows: int) -> None:
+        """Begin a round of so many rows without any draft."""
+
+    def propose(self, logits: Tensor) -> Tensor:
+        """Draft tokens from the logits `[B, n, V]` of the next n heads, int64 `[B, n]`."""
 
     def verify(self, logits: Tensor, rows: list[GeneratedSequence]) -> tuple[Tensor, Tensor]:
         """Return how many drafts each row accepts by head 0's logits, `[B, d + 1, V]`, and the token after them."""
@@ -43,8 +46,8 @@ def generate(
     """Go on from prompts, up to H tokens a forward.
 
     A round is one forward over each row's last token and the H−1 drafts after it. Head 0 verifies the drafts, each row
-    keeps its own longest right prefix, and the later heads draft anew from where that ends. The caches of trunk and
-    heads forget what was not accepted.
+    keeps its own longest right prefix, and the later heads draft anew from where that ends, all at once or one after
+    the other (`Heads.draft`). The caches of trunk and heads forget what was not accepted.
 
     **Greedy** (no `sampling`): the tokens are those of transformers' `unwrap().generate(do_sample=False)` for each
     prompt alone. In exact arithmetic that is so by construction. Forwards of different shapes round differently, so
@@ -79,16 +82,16 @@ def generate(
     unembedding = policy.trunk.unembedding
     cache = RaggedCache(len(live), policy.device)
     fed, lengths = _pad_left(live, policy.device)
-    verifier.draft(torch.empty(len(live), 0, unembedding.out_features, device=policy.device))
+    verifier.start(len(live))
     while live:
         attention_mask, position_ids = cache.extend(lengths, fed.shape[1])
         # Drafts may reach beyond the context; such ones are never accepted.
         position_ids = position_ids.clamp(max=context_length(policy) - 1)
-        states = policy.forward_cached(fed, position_ids, attention_mask, cache.layers, all_heads=speculate)
+        inputs = policy.forward_cached(fed, position_ids, attention_mask, cache.layers)
         result.count_forward(len(live))
         drafts = verifier.drafts.shape[1]
-        states = states[:, -1 - drafts :]  # [B, d + 1, H, D]
-        accepted, following = verifier.verify(unembedding(states[:, :, 0]).float(), live)  # [B], [B]
+        logits = unembedding(inputs.final[:, -1 - drafts :]).float()  # [B, d + 1, V]
+        accepted, following = verifier.verify(logits, live)  # [B], [B]
         proposed = zip(live, verifier.drafts.tolist(), accepted.tolist(), following.tolist(), strict=True)
         for row, drafted, n, token in proposed:
             new = row.add([*drafted[:n], token])
@@ -98,9 +101,14 @@ def generate(
         going = torch.tensor([b for b, row in enumerate(live) if not row.ended], device=policy.device)  # [R]
         live = [row for row in live if not row.ended]
         if live:
-            accepted = accepted[going]
-            cache.keep(going, drafts - accepted)
-            verifier.draft(unembedding(states[going, accepted, 1:]).float())  # [R, H-1, V]
+            verifier.start(len(live))
+            if speculate and len(policy.heads):
+                last = fed.shape[1] - 1 - drafts + accepted  # [B]
+                after = fed.roll(-1, dims=1).scatter(1, last.unsqueeze(1), following.unsqueeze(1))  # [B, Q]
+                policy.heads.draft(
+                    inputs, after, going, last[going], lambda states: verifier.propose(unembedding(states).float())
+                )
+            cache.keep(going, (drafts - accepted)[going])
             fed = torch.cat([following[going].unsqueeze(-1), verifier.drafts], dim=-1)  # [R, H]
             lengths = torch.full_like(going, fed.shape[1])
     result.tie_forwards = verifier.tie_forwards

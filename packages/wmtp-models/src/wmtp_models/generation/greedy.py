@@ -21,14 +21,20 @@ class GreedyVerifier:
 
     def __init__(self, causal_lm: PreTrainedModel, exact: bool) -> None:
         self.tie_forwards = 0
-        self.drafts = torch.empty(0)
+        self.drafts = torch.empty(0, 0, dtype=torch.long)
         self._causal_lm = causal_lm
         self._exact = exact
         self._plain: dict[int, ReferenceDecoder] = {}
 
-    def draft(self, logits: Tensor) -> None:
-        """Propose tokens from the later heads' logits, `[B, d, V]`."""
-        self.drafts = logits.argmax(dim=-1)
+    def start(self, rows: int) -> None:
+        """Begin a round of so many rows without any draft."""
+        self.drafts = torch.empty(rows, 0, dtype=torch.long, device=self._causal_lm.device)
+
+    def propose(self, logits: Tensor) -> Tensor:
+        """Draft the most probable tokens by logits `[B, n, V]` of the next n heads, int64 `[B, n]`."""
+        tokens = logits.argmax(dim=-1)
+        self.drafts = torch.cat([self.drafts, tokens], dim=1)
+        return tokens
 
     def verify(self, logits: Tensor, rows: list[GeneratedSequence]) -> tuple[Tensor, Tensor]:
         """Accept the drafts that head 0 would have chosen.

@@ -57,18 +57,28 @@ class SpeculativeSampler:
     tie_forwards = 0  # a sample has no tie to settle
 
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
-        self.drafts = self._proposal = torch.empty(0)
+        self.drafts = torch.empty(0, 0, dtype=torch.long, device=device)
+        self._proposals: list[Tensor] = []
         self._sampling = sampling
         self._generator = torch.Generator(device).manual_seed(sampling.seed)
 
-    def draft(self, logits: Tensor) -> None:
-        """Propose tokens from the later heads' logits, `[B, d, V]`."""
-        self._proposal = self._sampling.probabilities(logits)
-        self.drafts = draw(self._proposal, self._generator)
+    def start(self, rows: int) -> None:
+        """Begin a round of so many rows without any draft."""
+        self.drafts, self._proposals = self.drafts.new_empty(rows, 0), []
+
+    def propose(self, logits: Tensor) -> Tensor:
+        """Draw tokens by logits `[B, n, V]` of the next n heads, int64 `[B, n]`."""
+        proposal = self._sampling.probabilities(logits)
+        tokens = draw(proposal, self._generator)
+        self.drafts = torch.cat([self.drafts, tokens], dim=1)
+        self._proposals.append(proposal)
+        return tokens
 
     def verify(self, logits: Tensor, rows: list[GeneratedSequence]) -> tuple[Tensor, Tensor]:
         """Accept drafts by head 0's logits, float32 `[B, d + 1, V]`; see `verify_drafts`."""
-        return verify_drafts(self._sampling.probabilities(logits), self._proposal, self.drafts, self._generator)
+        target = self._sampling.probabilities(logits)
+        proposal = torch.cat(self._proposals, dim=1) if self._proposals else target[:, :0]  # [B, d, V]
+        return verify_drafts(target, proposal, self.drafts, self._generator)
 
 
 def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:

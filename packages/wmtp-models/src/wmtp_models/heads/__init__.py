@@ -4,8 +4,11 @@ from wmtp_core import UserError
 from wmtp_models.heads.base import Heads
 from wmtp_models.heads.medusa import LinearHeads, ResidualHeads
 from wmtp_models.heads.parallel import ParallelHeads
+from wmtp_models.heads.sequential import SequentialHeads
 
-KINDS: dict[str, type[Heads]] = {heads.kind: heads for heads in (ParallelHeads, ResidualHeads, LinearHeads)}
+KINDS: dict[str, type[Heads]] = {
+    heads.kind: heads for heads in (ParallelHeads, SequentialHeads, ResidualHeads, LinearHeads)
+}
 
 
 def require_head_kind(kind: str) -> None:

@@ -1,11 +1,13 @@
 """The port for heads: what stands beside a trunk and predicts the tokens after the next one."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from wmtp_models.trunk.capture import LayerCall
 from wmtp_models.trunk.parts import TrunkParts
@@ -19,6 +21,7 @@ class HeadInputs:
         last_layer: the call of the trunk's last layer.
         final: `[B, S, D]`, the trunk's final hidden state, normed: what head 0 predicts from.
         input_ids: int64 `[B, S]`.
+        position_ids: int64 `[B, S]`, which restart at each document; None: a row is one document.
         embedding: the input embedding.
         norm: the final norm.
     """
@@ -26,8 +29,13 @@ class HeadInputs:
     last_layer: LayerCall
     final: Tensor
     input_ids: Tensor
+    position_ids: Tensor | None
     embedding: nn.Module
     norm: nn.Module
+
+
+Propose = Callable[[Tensor], Tensor]
+"""From the hidden states `[R, n, D]` of the next n heads to the tokens that they draft, int64 `[R, n]`."""
 
 
 class Heads(nn.Module, ABC):
@@ -43,8 +51,8 @@ class Heads(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def beside(cls, trunk: TrunkParts, count: int) -> Self:
-        """Build `count` heads, H−1, beside a trunk, on its device and in its dtype."""
+    def beside(cls, trunk: TrunkParts, config: PreTrainedConfig) -> Self:
+        """Build the heads that an `MtpConfig` describes beside a trunk, on its device and in its dtype."""
 
     @abstractmethod
     def init_weights(self, module: nn.Module, causal_lm: PreTrainedModel) -> None:
@@ -57,6 +65,28 @@ class Heads(nn.Module, ABC):
         Where the trunk was called with a key-value cache, so were the heads: each has slots of its own there.
         """
 
+    def draft(self, inputs: HeadInputs, following: Tensor, rows: Tensor, last: Tensor, propose: Propose) -> None:
+        """Draft one token by each head, in their order, after a forward with a key-value cache.
+
+        By default from one forward of all heads: they do not read each other's drafts.
+
+        Args:
+            inputs: of the trunk's forward over Q tokens.
+            following: int64 `[B, Q]`, the token after each of them, as far as it is known: up to `last`.
+            rows: int64 `[R]`, the rows that go on.
+            last: int64 `[R]`, where in each of them the text so far ends.
+            propose: draws the tokens.
+        """
+        states = torch.stack(self(inputs), dim=2)  # [B, Q, H-1, D]
+        propose(states[rows, last])
+
     @abstractmethod
     def __len__(self) -> int:
         """Return the number of heads after the first, H−1."""
+
+
+def set_layer_idx(layer: nn.Module, index: int) -> None:
+    """Give a decoder layer a slot of its own in a key-value cache; the trunk's come first."""
+    for module in layer.modules():
+        if isinstance(getattr(module, "layer_idx", None), int):
+            module.layer_idx = index  # type: ignore[assignment]  # torch's stubs expect a tensor

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from typing import Self
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from wmtp_models.heads.base import HeadInputs, Heads
 from wmtp_models.heads.sparse_grad_linear import make_row_sparse
@@ -69,9 +69,9 @@ class MedusaHeads(Heads):
         """Return one block, the identity."""
 
     @classmethod
-    def beside(cls, trunk: TrunkParts, count: int) -> Self:
+    def beside(cls, trunk: TrunkParts, config: PreTrainedConfig) -> Self:
         """Build heads 1 … H−1, all the identity, where the unembedding is."""
-        return cls(trunk.weight.shape[1], count).to(device=trunk.weight.device, dtype=trunk.weight.dtype)
+        return cls(trunk.weight.shape[1], config.horizon - 1).to(device=trunk.weight.device, dtype=trunk.weight.dtype)
 
     def init_weights(self, module: nn.Module, causal_lm: PreTrainedModel) -> None:
         """Make a block the identity."""

@@ -4,9 +4,9 @@ import copy
 from typing import Self
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from wmtp_models.heads.base import HeadInputs, Heads
+from wmtp_models.heads.base import HeadInputs, Heads, set_layer_idx
 from wmtp_models.heads.sparse_grad_linear import make_row_sparse
 from wmtp_models.trunk.parts import TrunkParts
 
@@ -17,24 +17,24 @@ class ParallelHeads(Heads):
     So they know no architecture. They start as copies of that layer, which is head 0.
 
     Args:
-        last_layer: of the trunk.
+        trunk: which they stand beside.
         count: H−1.
     """
 
     kind = "layer"
     like_last_layer = True
 
-    def __init__(self, last_layer: nn.Module, count: int) -> None:
+    def __init__(self, trunk: TrunkParts, count: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(copy.deepcopy(last_layer) for _ in range(count))
-        for offset, layer in enumerate(self.layers, start=1):
-            _shift_layer_idx(layer, offset)
+        self.layers = nn.ModuleList(copy.deepcopy(trunk.last_layer) for _ in range(count))
+        for index, layer in enumerate(self.layers, start=len(trunk.layers)):
+            set_layer_idx(layer, index)
         make_row_sparse(self)  # head 0 learns from every token, these do not
 
     @classmethod
-    def beside(cls, trunk: TrunkParts, count: int) -> Self:
+    def beside(cls, trunk: TrunkParts, config: PreTrainedConfig) -> Self:
         """Build heads 1 … H−1 as copies of the trunk's last layer."""
-        return cls(trunk.last_layer, count)
+        return cls(trunk, config.horizon - 1)
 
     def init_weights(self, module: nn.Module, causal_lm: PreTrainedModel) -> None:
         """Initialize a module as the trunk's family does."""
@@ -48,11 +48,3 @@ class ParallelHeads(Heads):
     def __len__(self) -> int:
         """Return H−1."""
         return len(self.layers)
-
-
-def _shift_layer_idx(layer: nn.Module, offset: int) -> None:
-    """Give each head a slot of its own in a key-value cache, after the trunk's."""
-    for module in layer.modules():
-        layer_idx = getattr(module, "layer_idx", None)
-        if isinstance(layer_idx, int):
-            module.layer_idx = layer_idx + offset  # type: ignore[assignment]  # torch's stubs expect a tensor

@@ -18,9 +18,14 @@ class LayerCall(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def repeat(self, layer: nn.Module) -> Tensor:
-        """Call another layer in the same way; returns its hidden states `[B, S, D]`."""
-        return layer_output(layer(*self.args, **self.kwargs))
+    def repeat(self, layer: nn.Module, hidden_states: Tensor | None = None) -> Tensor:
+        """Call another layer in the same way, on the same hidden states `[B, S, D]` or on others; returns its own."""
+        args, kwargs = self.args, self.kwargs
+        if hidden_states is not None and args:
+            args = (hidden_states, *args[1:])
+        elif hidden_states is not None:
+            kwargs = kwargs | {"hidden_states": hidden_states}
+        return layer_output(layer(*args, **kwargs))
 
 
 def layer_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:

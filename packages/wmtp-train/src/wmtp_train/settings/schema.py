@@ -53,9 +53,12 @@ class ModelSettings(BaseModel):
     """A Hugging Face configuration like `{model_type: llama, hidden_size: 256}`; the vocabulary is the tokenizer's."""
     horizon: int = Field(4, ge=1, le=32)
     """Heads H, the number of future tokens that are predicted."""
-    head_kind: Literal["layer", "mlp", "linear"] = "layer"
-    """What heads after the first are: decoder layers beside the trunk's last one; or small ones on the final hidden
-    state, a residual block (as in Medusa) or a matrix each."""
+    head_kind: Literal["layer", "sequential", "mlp", "linear"] = "layer"
+    """What heads after the first are: decoder layers beside the trunk's last one; modules that each read the head
+    before it and one more token (as in DeepSeek-V3); or small ones on the final hidden state, a residual block (as in
+    Medusa) or a matrix each."""
+    shared_module: bool = True
+    """Sequential heads are one module, applied again at every depth, as servers do; false: a module for each depth."""
     train: Literal["all", "heads", "lora"] = "all"
     """What learns: everything; only the heads after the first (and the value head), beside a trunk that stays as it is;
     or the heads in full and the trunk through low-rank adapters, which model/ holds multiplied out."""
