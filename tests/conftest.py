@@ -13,9 +13,11 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
-for folder in ("", "core", "train", "train/checkpoint", "train/data"):  # helpers, also for processes that are forked
+HELPERS = ("", "core", "integration", "train", "train/checkpoint", "train/data")
+for folder in HELPERS:  # modules that tests import, and processes that they fork
     sys.path.insert(0, str(TESTS / folder))
 KINDS = ["hex", "shuffled"]
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LLAMA = {
     "model_type": "llama",
@@ -46,6 +48,14 @@ def processes() -> Iterator[Any]:
     dist.destroy_process_group()
     for name in LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def forks() -> None:
+    """The server whose forks have imported everything runs: for tests of what would start one of its own."""
+    from ranks import start_server
+
+    start_server()
 
 
 @pytest.fixture(scope="session")

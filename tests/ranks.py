@@ -1,11 +1,13 @@
 """Several ranks on this machine: ports, their environment, and jobs in forks of a process that has imported all."""
 
+import gc
 import multiprocessing
 import os
 import socket
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,24 @@ import torch.distributed as dist
 from wmtp_core import UserError
 from wmtp_train.ranks.lifecycle import start_processes
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["wmtp_train.algorithms"])
+FORKS = multiprocessing.get_context("forkserver")
+"""Processes that begin where everything is imported, which takes most of the time of a small run.
+
+A process has one such server, and whoever starts it decides what it imports; so `start_server` comes first.
+"""
+_PRELOADED = [
+    "matplotlib.figure",
+    "transformers.models.llama.modeling_llama",
+    "wmtp_train.algorithms",
+    "wmtp_train.ranks.consistency",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # of every engine above stage 0; imports torch's compiler
+]
+
+
+def start_server() -> None:
+    """Start the server of `FORKS`, if it does not run yet."""
+    FORKS.set_forkserver_preload(_PRELOADED)
+    forkserver.ensure_running()
 
 
 def free_ports(count: int) -> list[int]:
@@ -44,11 +62,12 @@ def on_ranks(folder: Path, world: int, job: Callable[..., Any], *arguments: Any,
         job: a function of a module, with picklable arguments.
         exits: the exit codes of the ranks, by default 0; only ranks that end so have a result.
     """
+    start_server()
     exits = exits or [0] * world
     (port,) = free_ports(1)
     files = [folder / f"result_{rank}.pt" for rank in range(world)]
     ranks = [
-        _CONTEXT.Process(target=_be_rank, args=(rank, world, port, file, job, arguments))
+        FORKS.Process(target=_be_rank, args=(rank, world, port, file, job, arguments))
         for rank, file in enumerate(files)
     ]
     try:
@@ -65,6 +84,7 @@ def on_ranks(folder: Path, world: int, job: Callable[..., Any], *arguments: Any,
 
 def _be_rank(rank: int, world: int, port: int, file: Path, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.environ.update(rank_variables(rank, world, port))
+    gc.freeze()  # DeepSpeed collects garbage again and again, and what was imported is none
     try:
         mesh = start_processes()
         try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_script import ForkedScript
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -26,31 +28,32 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def call(workplace: Path) -> Call:
+def call(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Call:
     """Runs a script of this checkout in the workplace, by python or by a launcher that is given as `by`."""
 
     def run(
-        script: str | Path, *arguments: object, by: tuple[object, ...] = (sys.executable,), seconds: float = 280
+        script: str | Path, *arguments: object, by: tuple[object, ...] = (), seconds: float = 280
     ) -> subprocess.CompletedProcess[str]:
         # Without what this process has joined; alone on its threads; and with the packages that these tests import.
         environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment["OMP_NUM_THREADS"] = "1"
         command = [str(part) for part in (*by, ROOT / script, *arguments)]
-        process = subprocess.Popen(
-            command,
-            cwd=workplace,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        logs = tmp_path_factory.mktemp("call")
+        out, error = logs / "out", logs / "error"
+        process: Any
+        if by:
+            with out.open("w") as to, error.open("w") as errors_to:
+                process = subprocess.Popen(
+                    command, cwd=workplace, env=environment, stdout=to, stderr=errors_to, start_new_session=True
+                )
+        else:
+            process = ForkedScript(ROOT / script, command[1:], environment, workplace, out, error)
         try:
-            out, error = process.communicate(timeout=seconds)
+            process.wait(seconds)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)  # the launcher's ranks too
             raise
-        return subprocess.CompletedProcess(command, process.returncode, out, error)
+        return subprocess.CompletedProcess(command, process.returncode, out.read_text(), error.read_text())
 
     return run
 
@@ -62,7 +65,7 @@ def train_runs() -> Callable[[Path, dict[int, dict[str, Any]]], None]:
     def train(folder: Path, runs: dict[int, dict[str, Any]]) -> None:
         (folder / "runs.json").write_text(json.dumps(runs))
         command = [sys.executable, Path(__file__).with_name("split_runs.py"), folder]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
             try:
@@ -83,8 +86,9 @@ def tiny_run(workplace: Path, call: Call) -> Callable[[str], tuple[Path, str]]:
     def make(algo: str) -> tuple[Path, str]:
         if algo not in made:
             folder = workplace / "out" / algo
-            done = call("launch/train.py", "--tiny", "--algo", algo, "--output_dir", folder)
+            done = call("launch/train.py", "--tiny", "--algo", algo)  # one after the other, as a newcomer types it
             assert done.returncode == 0, done.stderr[-3000:]
+            shutil.copytree(workplace / "runs/tiny" / algo, folder)
             made[algo] = folder, done.stdout
         return made[algo]
 

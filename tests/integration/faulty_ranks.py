@@ -4,6 +4,7 @@ The environment's FAULTS is a JSON list of {fault, rank, step, during}: each str
 from 0) or during something else. TIMEOUT stands for DEEPSPEED_TIMEOUT, in seconds.
 """
 
+import gc
 import json
 import math
 import multiprocessing
@@ -113,6 +114,7 @@ def main() -> None:
 
 def train(arguments: list[str], environment: dict[str, str], folder: Path, log: Path) -> None:
     """One rank, in a process of its own, in `folder`; what it says goes to `log`."""
+    gc.freeze()  # as in `ranks`
     os.environ |= environment
     os.chdir(folder)
     with log.open("w") as file:

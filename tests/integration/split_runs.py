@@ -5,6 +5,7 @@ that many processes are forked, which train all of its runs one after the other;
 needs takes longer than the runs. `FOLDER/NAME.pt` then holds what a run saw and became.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -14,11 +15,12 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 (here and below, so that no fork has to)
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.models.llama import modeling_llama  # noqa: F401 (here, so that no fork has to)
+from transformers.models.llama import modeling_llama  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `ranks`
 from ranks import free_ports, rank_variables
@@ -84,6 +86,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     runs = {int(world): of_world for world, of_world in json.loads((folder / "runs.json").read_text()).items()}
     fork = multiprocessing.get_context("fork")
+    gc.freeze()  # as in `ranks`
     ranks = [
         fork.Process(target=be_rank, args=(folder, runs[world], rank, world, port))
         for world, port in zip(runs, free_ports(len(runs)), strict=True)

@@ -4,10 +4,8 @@ docs/faults.md lists what is promised.
 """
 
 import json
-import multiprocessing
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +16,11 @@ import psutil
 import pytest
 import yaml
 
+from ranks import FORKS, free_ports, start_server
+
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 WORLD = 2
-# The last one is what DeepSpeed imports when it first sees an optimizer, and torch's compiler with it.
-PRELOADED = ["wmtp_train.ranks.consistency", "wmtp_train.algorithms", "deepspeed.runtime.zero.muon.muon_optimizer"]
 
 
 class Ended(NamedTuple):
@@ -37,21 +35,12 @@ class Ended(NamedTuple):
         return [line for line in lines if line.startswith(("error", "stopped"))]
 
 
-@pytest.fixture(scope="module")
-def forks() -> Any:
-    """Processes that begin where everything is imported, which takes most of the time of a small run."""
-    context = multiprocessing.get_context("forkserver")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(HERE))
-        context.set_forkserver_preload(PRELOADED)
-        yield context
-
-
 @pytest.fixture
-def ranks(forks: Any, tmp_path: Path) -> Iterator[Callable[..., Ended]]:
+def ranks(tmp_path: Path) -> Iterator[Callable[..., Ended]]:
     """Runs launch/train.py on every rank; each can have a folder and arguments of its own."""
     import faulty_ranks
 
+    start_server()
     started: list[Any] = []
 
     def run(
@@ -63,7 +52,7 @@ def ranks(forks: Any, tmp_path: Path) -> Iterator[Callable[..., Ended]]:
         wait_for: int = WORLD,
         **more: object,
     ) -> Ended:
-        place = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        place = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_ports(1)[0]}
         place |= {"FAULTS": json.dumps(faults or []), "CACHE": tmp_path / "cache", **more}
         logs = [tmp_path / f"rank{rank}.log" for rank in range(world)]
         team = []
@@ -71,7 +60,7 @@ def ranks(forks: Any, tmp_path: Path) -> Iterator[Callable[..., Ended]]:
             command = [str(part) for part in (*arguments, *(own or {}).get(rank, []))]
             environment = {name: str(value) for name, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
             folder = folders[rank] if folders else tmp_path
-            process = forks.Process(target=faulty_ranks.train, args=(command, environment, folder, logs[rank]))
+            process = FORKS.Process(target=faulty_ranks.train, args=(command, environment, folder, logs[rank]))
             process.start()
             team.append(process)
         started.extend(team)
@@ -84,13 +73,6 @@ def ranks(forks: Any, tmp_path: Path) -> Iterator[Callable[..., Ended]]:
     for process in started:
         process.kill()
         process.join()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 @pytest.fixture
@@ -320,8 +302,8 @@ def test_packed_rows_that_are_cut_off_meanwhile_are_found_at_the_next_start(rank
 def launched_by(name: str) -> tuple[object, ...]:
     program = Path(sys.executable).with_name(name)
     if name == "deepspeed":
-        return (program, "--num_gpus", WORLD, "--master_port", free_port())
-    return (program, "--nproc-per-node", WORLD, "--master-port", free_port())
+        return (program, "--num_gpus", WORLD, "--master_port", free_ports(1)[0])
+    return (program, "--nproc-per-node", WORLD, "--master-port", free_ports(1)[0])
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_compare_times_both_ways(generate: Call) -> None:
     found = re.search(r"with the heads ([\d.]+) tokens/s, plainly ([\d.]+) tokens/s: ratio ([\d.]+)", metrics)
     heads, plain, ratio = map(float, found.groups())
     assert heads / plain == pytest.approx(ratio, abs=0.02)
-    assert metrics.endswith("each, in turns); the same text\n")
+    assert metrics.endswith("each, interleaved); the same text\n")
 
 
 def test_half_precision_settles_near_ties_unless_told_not_to(generate: Call) -> None:

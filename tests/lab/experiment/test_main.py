@@ -1,5 +1,6 @@
 """The whole experiment in miniature: two arms, two seeds, a model of a few thousand weights."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from forked_script import ForkedScript
 
 from wmtp_core import UserError
 from wmtp_lab.experiment import __main__ as experiment
@@ -52,13 +54,25 @@ PLAN: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Path:
+def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    request.getfixturevalue("processes")  # by name, since a module is called so here
     folder = tmp_path_factory.mktemp("experiment")
     (folder / "plan.yaml").write_text(yaml.safe_dump(PLAN))
     threads = torch.get_num_threads()
-    experiment.main([str(folder / "plan.yaml"), "--output", str(folder / "out")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_start", start_forked)
+        experiment.main([str(folder / "plan.yaml"), "--output", str(folder / "out")])
     torch.set_num_threads(threads)
     return folder
+
+
+def start_forked(job: processes.Job, slot: int, count: int) -> ForkedScript:
+    """Start a job as `processes._start` does, which test_processes.py tests, without importing everything anew."""
+    environment = {name: value for name, value in os.environ.items() if name not in processes.LAUNCHER_VARIABLES}
+    environment["OMP_NUM_THREADS"] = str(processes.threads_of(count))
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    script, *arguments = job.arguments
+    return ForkedScript(Path(script), arguments, environment, Path.cwd(), job.log, job.log)
 
 
 @pytest.fixture

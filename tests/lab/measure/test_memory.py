@@ -9,6 +9,7 @@ from wmtp_core import UserError
 from wmtp_lab.measure.memory import peak_memory, why_not_measured
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("forks")
 needs_proc = pytest.mark.skipif(why_not_measured(CPU) is not None, reason=str(why_not_measured(CPU)))
 MB = 2**20
 
