@@ -35,6 +35,8 @@ RULES: dict[str, dict[str, Any]] = {
     "baseline": {"algo": "mtp-baseline"},
     "critic": {"algo": "critic-wmtp", "critic": CRITIC},
     "critic-exp": {"algo": "critic-wmtp", "critic": EXP},
+    "sequential-shared": {"algo": "rho1-wmtp", "selection": {"scope": "sequence"}, "head_kind": "sequential"},
+    "sequential-each": {"algo": "critic-wmtp", "critic": CRITIC, "head_kind": "sequential", "shared_module": False},
 }
 # What compares over a micro-batch gives the same for every world size, but not for every accumulation.
 OVER_MICRO_BATCHES = {"batch", "batch-selected", "critic-exp"}
@@ -89,6 +91,8 @@ def uneven_documents() -> list[dict[str, Any]]:
 def settings_of(split: Split, folder: Path, home: Path) -> dict[str, Any]:
     llama = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": split.tied}
+    rule = dict(RULES[split.rule])
+    of_model = {name: rule.pop(name) for name in ("head_kind", "shared_module") if name in rule}
     return {
         "steps": STEPS,
         "log_every": 1,
@@ -101,10 +105,10 @@ def settings_of(split: Split, folder: Path, home: Path) -> dict[str, Any]:
             "sequence_length": LENGTH,
             "cache_dir": str(folder / "cache"),
         },
-        "model": {"config": {**llama, **heads}, "horizon": HORIZON},
+        "model": {"config": {**llama, **heads}, "horizon": HORIZON, **of_model},
         "optimizer": {"learning_rate": 0.001},
         "reference": {"source": str(home / "reference")},
-        **RULES[split.rule],
+        **rule,
     }
 
 

@@ -34,6 +34,8 @@ def train_and_resume(make_trainer, tmp_path, **changes):
         {"train": "heads", "head_kind": "mlp"},
         {"train": "heads", "head_kind": "linear"},  # where no vector learns
         {"train": "lora", "lora_rank": 2},
+        {"train": "heads", "head_kind": "sequential"},
+        {"train": "lora", "lora_rank": 2, "head_kind": "sequential", "shared_module": False},
     ],
 )
 def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(
@@ -44,14 +46,16 @@ def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(
     whole, halves = weights(tmp_path, "whole"), weights(tmp_path, "halves")
     assert whole.keys() == halves.keys()
     assert [name for name in whole if not torch.equal(whole[name], halves[name])] == []
-    start = load_policy(tiny_home / "reference", 3, head_kind=model.get("head_kind", "layer")).state_dict()
+    kind, shared = model.get("head_kind", "layer"), model.get("shared_module", True)
+    start = load_policy(tiny_home / "reference", 3, head_kind=kind, shared_module=shared).state_dict()
     moved = {name for name in whole if not torch.equal(whole[name], start[name])}
     later = {name for name in whole if name.startswith("heads.")}
     if model["train"] == "heads":
         assert moved == later
     else:
-        head_0 = {name for name in whole if ".layers.1." in name}
-        trunk = {name for name in whole if ".layers.0." in name and name.endswith("proj.weight")}
+        trunk_layers = [name for name in whole if name.startswith("causal_lm.model.layers.")]
+        head_0 = {name for name in trunk_layers if ".layers.1." in name and kind == "layer"}
+        trunk = {name for name in trunk_layers if name.endswith("proj.weight")}
         assert moved == later | head_0 | trunk
 
 

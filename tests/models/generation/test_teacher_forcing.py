@@ -9,7 +9,7 @@ from wmtp_core import accepted_drafts
 from wmtp_models import MtpForCausalLM, generate
 
 
-@pytest.mark.parametrize("head_kind", ["layer", "mlp"])
+@pytest.mark.parametrize("head_kind", ["layer", "sequential", "mlp"])
 def test_the_drafts_of_a_decoded_text_are_kept_where_the_decoder_kept_them(
     head_kind: str, make_policy: Callable[..., MtpForCausalLM], prompts: list[list[int]]
 ) -> None:

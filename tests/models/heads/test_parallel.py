@@ -11,7 +11,7 @@ from wmtp_models import MtpForCausalLM
 from wmtp_models.heads.base import HeadInputs
 from wmtp_models.heads.parallel import ParallelHeads
 from wmtp_models.trunk.capture import LayerCall, layer_output
-from wmtp_models.trunk.parts import trunk_parts
+from wmtp_models.trunk.parts import TrunkParts, trunk_parts
 
 Make = Callable[..., PreTrainedModel]
 
@@ -30,9 +30,13 @@ class Layer(nn.Module):
         return (hidden_states + scale * self.weight,)
 
 
+def trunk_of(count: int) -> TrunkParts:
+    return TrunkParts(PreTrainedModel, nn.ModuleList(Layer(index) for index in range(count)), nn.Identity())
+
+
 def test_heads_are_copies_of_the_last_layer_each_with_its_own_slot_of_a_cache() -> None:
-    last = Layer(5)
-    heads = ParallelHeads(last, 2)
+    trunk = trunk_of(6)
+    last, heads = trunk.last_layer, ParallelHeads(trunk, 2)
     assert len(heads) == 2
     assert len({id(layer.weight) for layer in (last, *heads.layers)}) == 3
     assert [layer.layer_idx for layer in (last, *heads.layers)] == [5, 6, 7]
@@ -40,11 +44,11 @@ def test_heads_are_copies_of_the_last_layer_each_with_its_own_slot_of_a_cache() 
 
 
 def test_heads_are_called_as_the_last_layer_was_and_then_normed() -> None:
-    heads = ParallelHeads(Layer(5), 2)
+    heads = ParallelHeads(trunk_of(6), 2)
     for h, layer in enumerate(heads.layers):
         layer.weight.data.fill_(h + 2.0)
     call = LayerCall((torch.zeros(1, 2, 4),), {"scale": 10.0})
-    states = heads(HeadInputs(call, torch.empty(0), torch.empty(0), nn.Identity(), norm=lambda x: -x))
+    states = heads(HeadInputs(call, torch.empty(0), torch.empty(0), None, nn.Identity(), norm=lambda x: -x))
     assert [state.unique().item() for state in states] == [-20, -30]
 
 

@@ -10,7 +10,7 @@ from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, add_adapters, load_policy, merge_adapters
 
 Make = Callable[..., PreTrainedModel]
-KINDS = ("layer", "mlp")
+KINDS = ("layer", "sequential", "mlp")
 
 
 def adapted(causal_lm: PreTrainedModel, kind: str, value_head: bool = False) -> MtpForCausalLM:

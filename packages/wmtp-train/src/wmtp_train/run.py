@@ -4,8 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, ReferenceModel
 from wmtp_train.algorithm import Algorithm
 from wmtp_train.build_models import build_policy_from_settings, load_reference
@@ -86,6 +89,7 @@ class Run:
                 algorithm.value_objective(settings) if algorithm.value_objective else None,
                 settings.critic.value_coefficient,
                 settings.normalize_by,
+                head_coefficients(settings, mesh),
             )
             return step, reference
 
@@ -148,3 +152,18 @@ class Run:
         for batch in source.held_out_batches(self.mesh, self.micro_batch, self.settings.data.evaluation_rows):
             raise_if_preempted(self.mesh)
             yield batch.to(self.mesh.device)
+
+
+def head_coefficients(settings: Settings, mesh: Mesh) -> Tensor | None:
+    """Return the coefficients of the heads' losses, float32 `[H]` where this process computes; None: all 1.
+
+    Raises:
+        UserError: not one for each head, or all of them 0.
+    """
+    given, horizon = settings.head_coefficients, settings.model.horizon
+    if given is None:
+        return None
+    if isinstance(given, list) and (len(given) != horizon or not any(given)):
+        raise UserError(f"head_coefficients is {given}; give a number for each of the {horizon} heads, and not all 0")
+    decayed = given if isinstance(given, list) else [given**head for head in range(horizon)]
+    return torch.tensor(decayed, dtype=torch.float32, device=mesh.device)

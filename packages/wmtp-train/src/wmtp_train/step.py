@@ -74,6 +74,7 @@ class Step:
         value_objective: what the value head learns from, or None.
         value_coefficient: weight of the value loss in the total.
         normalize_by: "valid" or "selected".
+        head_coefficients: float32 `[H]`, of the heads' losses, where the policy computes; None: all 1.
     """
 
     policy: Callable[..., MtpOutput]
@@ -84,6 +85,7 @@ class Step:
     value_objective: ValueObjective | None = None
     value_coefficient: float = 0.0
     normalize_by: str = "valid"
+    head_coefficients: Tensor | None = None
 
     def train(self, engine: Engine, batches: list[Batch], number: int) -> tuple[list[MicroBatchLoss], Tensor | None]:
         """Take one optimizer step: count every target first, then a forward and a backward per micro-batch.
@@ -133,10 +135,11 @@ class Step:
 
     def loss(self, micro_batch: MicroBatch, normalizers: LossNormalizers) -> MicroBatchLoss:
         """Compute losses, weights and the loss in one forward. Summed over all micro-batches it is the step's loss."""
-        per_head = 1 / normalizers.heads.clamp(min=1)
+        coefficients = self.head_coefficients
+        per_head = (1 if coefficients is None else coefficients) / normalizers.heads.clamp(min=1)
         output = self._forward(micro_batch.batch, GradientPlan(micro_batch.plan, per_head))
         ce, weights = output.ce.detach(), self._weights(micro_batch, output)
-        total = policy = weighted_mtp_loss(output.ce, weights, normalizers.heads)
+        total = policy = weighted_mtp_loss(output.ce, weights, normalizers.heads, coefficients)
         value_sum, value_count = torch.zeros_like(policy), torch.zeros_like(policy)
         if self.value_objective is not None:
             assert output.values is not None

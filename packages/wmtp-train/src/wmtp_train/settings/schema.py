@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False)
 
@@ -34,7 +30,7 @@ class DataSettings(BaseModel):
     cache_dir: Path = Path("runs/cache")
     """Where packed rows are kept, so that the next start is instant."""
     evaluation_rows: int | None = Field(None, ge=1)
-    """Evaluate on so many evenly spaced rows of each held-out set; by default on all."""
+    """Evaluate on N evenly spaced rows of each held-out set; by default on all."""
     tokenise_processes: int | None = Field(None, ge=1)
     """Processes that tokenise a corpus the first time; by default one."""
     workers: int = Field(0, ge=0)
@@ -55,10 +51,9 @@ class ModelSettings(BaseModel):
     """Heads H, the number of future tokens that are predicted."""
     head_kind: Literal["layer", "sequential", "mlp", "linear"] = "layer"
     """What heads after the first are: decoder layers beside the trunk's last one; modules that each read the head
-    before it and one more token (as in DeepSeek-V3); or small ones on the final hidden state, a residual block (as in
-    Medusa) or a matrix each."""
+    before it and one more token (DeepSeek-V3); or on the final hidden state a residual block (Medusa) or a matrix."""
     shared_module: bool = True
-    """Sequential heads are one module, applied again at every depth, as servers do; false: a module for each depth."""
+    """Apply one sequential module again at every depth, as servers do; false: a module for each depth."""
     train: Literal["all", "heads", "lora"] = "all"
     """What learns: everything; only the heads after the first (and the value head), beside a trunk that stays as it is;
     or the heads in full and the trunk through low-rank adapters, which model/ holds multiplied out."""
@@ -213,7 +208,7 @@ class Settings(BaseSettings):
     steps: int = Field(1000, ge=1)
     """Optimizer steps."""
     log_every: int = Field(10, ge=1)
-    """Steps between TensorBoard points; no figure is read from the device in between."""
+    """Steps between TensorBoard points; no metric is read from the device in between."""
     evaluate_every: int = Field(0, ge=0)
     """Steps between evaluations on the held-out sets; 0: only at the end."""
     save_every: int = Field(0, ge=0)
@@ -224,6 +219,8 @@ class Settings(BaseSettings):
     """A held-out loss like `validation/ce/head_0`, computed at each save: its lowest checkpoint is kept as well."""
     normalize_by: Literal["valid", "selected"] = "valid"
     """Divide each head's loss by its valid targets, or by the selected ones as Rho-1 does."""
+    head_coefficients: list[Annotated[float, Field(ge=0)]] | Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of the heads' losses: a list, one for each head, or one number c for 1, c, c², …; by default all count alike."""
 
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
