@@ -30,7 +30,7 @@ class SequentialModule(nn.Module):
         self.block = copy.deepcopy(trunk.last_layer)
         self.post_norm = copy.deepcopy(trunk.norm)
         for norm in (self.enorm, self.hnorm):
-            norm._is_hf_initialized = False  # what the trunk's norm learned is for another place
+            norm._is_hf_initialized = False  # type: ignore[assignment]  # what the trunk's norm learned is for another place
 
     def forward(self, embedded: Tensor, hidden_states: Tensor, last_layer: LayerCall) -> Tensor:
         """Return the next depth's hidden states.
