@@ -67,7 +67,8 @@ def oracle_weights(settings, mesh, micro_batch, accumulation):
                 keep = len(targets) if h == 0 else 1 + math.floor(K * (len(targets) - 1))
                 kept.append((h, [ce for _, _, ce in sorted(targets, key=lambda target: target[:2])[:keep]]))
                 counts[h] += keep if settings.normalize_by == "selected" else len(targets)
-        loss = sum(torch.stack(losses).sum() / counts[h] for h, losses in kept) / 3
+        decay = settings.head_coefficients or 1
+        loss = sum(decay**h * torch.stack(losses).sum() / counts[h] for h, losses in kept) / 3
         adamw.zero_grad()
         loss.backward()
         for group in adamw.param_groups:
@@ -76,12 +77,21 @@ def oracle_weights(settings, mesh, micro_batch, accumulation):
     return dict(policy.named_parameters())
 
 
-@pytest.mark.parametrize("normalize_by", ["valid", "selected"])
-def test_steps_are_those_of_the_definitions_by_brute_force(processes, make_trainer, write_deepspeed, normalize_by):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalize_by": "valid"},
+        {"normalize_by": "selected"},
+        {"head_coefficients": 0.5},
+        {"model": {"head_kind": "sequential"}},
+    ],
+    ids=str,
+)
+def test_steps_are_those_of_the_definitions_by_brute_force(processes, make_trainer, write_deepspeed, changes):
     trainer = make_trainer(
         algo="rho1-wmtp",
         steps=2,
-        normalize_by=normalize_by,
+        **changes,
         selection={"k_percent": K},
         data={"evaluate": {}},
         deepspeed_config=write_deepspeed(train_batch_size=4, gradient_accumulation_steps=2),

@@ -71,6 +71,16 @@ def test_gradient_is_weight_times_softmax_minus_one_hot(oracle):
     assert (logits.grad[zero] == 0).all()
 
 
+def test_coefficients_weigh_heads():
+    generator = torch.Generator().manual_seed(0)
+    ce, weights = torch.rand(2, 2, 5, 3, generator=generator)
+    counts, coefficients = torch.tensor([7, 5, 0]), [1.0, 0.25, 3.0]
+    heads = [weighted_mtp_loss(ce[..., h : h + 1], weights[..., h : h + 1], counts[h : h + 1]) for h in range(3)]
+    expected = sum(c * loss for c, loss in zip(coefficients, heads, strict=True)) / 3
+    torch.testing.assert_close(weighted_mtp_loss(ce, weights, counts, torch.tensor(coefficients)), expected)
+    assert torch.equal(weighted_mtp_loss(ce, weights, counts, torch.ones(3)), weighted_mtp_loss(ce, weights, counts))
+
+
 def test_weights_are_constants():
     ce, weights = torch.ones(1, 2, 2, requires_grad=True), torch.ones(1, 2, 2, requires_grad=True)
     weighted_mtp_loss(ce, weights, torch.tensor([2, 2])).backward()
