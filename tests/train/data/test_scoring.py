@@ -95,7 +95,7 @@ def test_a_kill_while_shards_are_joined_costs_nothing(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "publish", die)
+        patch.setattr(scoring, "commit_dir_once", die)
         with pytest.raises(Killed):
             score(prepared, losses, tmp_path / "s", "reference", 0, 1, 2)
     score(prepared, pytest.fail, tmp_path / "s", "reference", 0, 1, 2)
