@@ -1,15 +1,16 @@
 """What the tests of wmtp-core share: an independent oracle, a witness of tensor operations, and two real ranks."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks_that_weigh import weigh
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ranks import on_ranks
 
 HERE = Path(__file__).parent
 
@@ -68,18 +69,9 @@ def witness():
 
 @pytest.fixture
 def over_two_ranks(tmp_path):
-    """Run `(rule, (signals of rank 0, signals of rank 1))` jobs in two gloo processes: both's weights, or counts."""
+    """Run `(rule, (signals of rank 0, signals of rank 1))` jobs on two ranks: both's weights, or counts."""
 
     def run(jobs, what="weights"):
-        torch.save((what, jobs), tmp_path / "jobs.pt")
-        command = [sys.executable, HERE / "two_ranks.py", tmp_path]
-        ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
-        try:
-            errors = [rank.communicate(timeout=60)[1] for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
-        return list(zip(*(torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)), strict=True))
+        return list(zip(*on_ranks(tmp_path, 2, weigh, what, jobs), strict=True))
 
     return run

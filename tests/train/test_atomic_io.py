@@ -3,7 +3,7 @@ import json
 import pytest
 
 from wmtp_train import atomic_io
-from wmtp_train.atomic_io import commit_dir, remove_dir, remove_partials, write_json
+from wmtp_train.atomic_io import commit_dir, commit_dir_once, remove_dir, remove_partials, write_json
 
 
 def stop(*_):
@@ -33,6 +33,19 @@ def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
         (tmp_path / name / f"from_{name}").touch()
     commit_dir(tmp_path / "new", tmp_path / "old")
     assert names(tmp_path) == ["old", "old/from_new"]
+
+
+def test_the_first_to_commit_wins(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "by").write_text(name)
+        commit_dir_once(tmp_path / name, tmp_path / "folder")
+    assert (tmp_path / "folder" / "by").read_text() == "first"
+
+
+def test_no_other_error_is_hidden(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        commit_dir_once(tmp_path / "missing", tmp_path / "folder")
 
 
 def test_a_folder_goes_whole(tmp_path, monkeypatch):

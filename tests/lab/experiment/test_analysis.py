@@ -21,7 +21,7 @@ def test_differences_are_paired_by_seed(analysis: Analysis) -> None:
     assert analysis.final("rho1-k0.6", LOSS).high > analysis.final("mtp-baseline", LOSS).low
 
 
-def test_at_equal_flop_the_dearer_curve_is_read_where_the_cheaper_ends(analysis: Analysis) -> None:
+def test_at_equal_flop_the_more_expensive_curve_is_read_where_the_cheaper_ends(analysis: Analysis) -> None:
     # 30 steps of 80 FLOP are 24 of 100: there the baseline is 0.4 of the way from step 20 to 30.
     baseline = [4.5 - 0.4 * 0.5, 4.6 - 0.4 * 0.5, 4.7 - 0.4 * 0.5]
     expected = t_interval([a - b for a, b in zip([3.81, 3.90, 3.99], baseline, strict=True)])

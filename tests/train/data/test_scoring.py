@@ -95,7 +95,7 @@ def test_a_kill_while_shards_are_joined_costs_nothing(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "publish", die)
+        patch.setattr(scoring, "commit_dir_once", die)
         with pytest.raises(Killed):
             score(prepared, losses, tmp_path / "s", "reference", 0, 1, 2)
     score(prepared, pytest.fail, tmp_path / "s", "reference", 0, 1, 2)
@@ -166,7 +166,7 @@ def test_two_ranks_of_torch_distributed_at_once(two_ranks: Path, tmp_path: Path)
     assert sum(counts) == len(prepared.rows)
 
 
-def test_two_ranks_in_step_make_as_many_forwards(two_ranks: Path) -> None:
+def test_two_ranks_in_lockstep_make_as_many_forwards(two_ranks: Path) -> None:
     prepared = PreparedData.load((two_ranks / "prepared-0").read_text())
     assert stored(two_ranks / "scores-in-step", prepared) == expected(prepared)
     shards = [range(start, min(start + 3, len(prepared.rows))) for start in range(0, len(prepared.rows), 3)]

@@ -62,6 +62,17 @@ def commit_dir(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def commit_dir_once(partial: Path, folder: Path) -> None:
+    """Do the same as `commit_dir`, but where another process was first: then `folder` stays."""
+    sync(partial)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    sync(folder.parent)
+
+
 def remove_dir(folder: Path) -> None:
     """Remove a folder, if it is there, so that a kill meanwhile leaves nothing half under its name."""
     shutil.rmtree(_hide(folder), ignore_errors=True)

@@ -3,7 +3,7 @@
     python -m wmtp_lab.experiment packages/wmtp-lab/src/wmtp_lab/plans/cpu.yaml --output runs/experiment_cpu
 
 Builds the corpus, trains a tokenizer and a reference, scores the corpus with it once, trains every arm with every seed
-from the same initial weights and on the same rows, and measures what came of it and what it cost. Everything goes into
+from the same initial weights and on the same rows, and measures the outcome and the cost. Everything goes into
 `results.parquet`; `report/` is made from that file alone: `index.html` (opens offline), `summary.md` and figures as
 PNG. The same command goes on where it was stopped, and `--report-only` draws the report of the results that are there.
 """

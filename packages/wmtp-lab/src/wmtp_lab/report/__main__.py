@@ -2,7 +2,7 @@
 
     python -m wmtp_lab.report RUN_DIR [RUN_DIR ...] --output report.html [--picture overview.png]
 
-A `RUN_DIR` is the `output_dir` of a finished run of launch/train.py. The page says in a sentence what came of each run,
+A `RUN_DIR` is the `output_dir` of a finished run of launch/train.py. The page says each run's outcome in a sentence,
 puts metrics and curves side by side, and shows a passage of held-out text shaded by what the later heads keep. The
 picture is of the first run with such a passage.
 """

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from wmtp_core.errors import UserError
-from wmtp_train.atomic_io import write_json
+from wmtp_train.atomic_io import commit_dir_once, write_json
 from wmtp_train.data.batch import Batch, PackedRows
 from wmtp_train.data.packed.prepared import PreparedData
-from wmtp_train.data.packed.storage import publish, write_arrow
+from wmtp_train.data.packed.storage import write_arrow
 from wmtp_train.data.scores import (
     COLUMN_FILE,
     FINGERPRINT_FILE,
@@ -180,5 +180,5 @@ def _join(prepared: PreparedData, partial: Path, output: Path) -> None:
     complete.mkdir(exist_ok=True)
     write_arrow(complete / COLUMN_FILE, (pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files))
     write_json(complete / FINGERPRINT_FILE, read_fingerprint(partial))
-    publish(complete, output)
+    commit_dir_once(complete, output)
     shutil.rmtree(partial)

@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
 from wmtp_core.errors import UserError
-from wmtp_train.atomic_io import write_json
+from wmtp_train.atomic_io import commit_dir_once, write_json
 from wmtp_train.data.corpus import read_texts
 from wmtp_train.data.documents import noise_kinds, tokenise
 from wmtp_train.data.files import describe, expand
 from wmtp_train.data.packed.packing import pack, packing_fingerprint
-from wmtp_train.data.packed.storage import open_arrow, publish, write_arrow
+from wmtp_train.data.packed.storage import open_arrow, write_arrow
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def prepare(
     if not folder.is_dir():
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=cache_dir, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as aside:
-            publish(_build(Path(aside), paths, tokenizer, sequence_length, seed, fingerprint, num_proc), folder)
+            commit_dir_once(_build(Path(aside), paths, tokenizer, sequence_length, seed, fingerprint, num_proc), folder)
     prepared = PreparedData.load(folder)
     if vocab_size is not None and prepared.max_token_id >= vocab_size:
         raise UserError(
@@ -149,7 +149,7 @@ def _build(
     fingerprint: dict[str, str],
     num_proc: int | None,
 ) -> Path:
-    """Write the whole data set under `aside` and returns the folder to publish; the rest of `aside` is scaffolding."""
+    """Write the whole data set under `aside` and return the folder to commit; the rest of `aside` is scaffolding."""
     write_arrow(aside / "texts.arrow", read_texts(paths))
     texts = datasets.Dataset.from_file(str(aside / "texts.arrow"))
     kinds = noise_kinds(texts)

@@ -1,4 +1,4 @@
-"""Arrow files and folders that are there whole or not at all."""
+"""Arrow files that are there whole or not at all."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,6 @@ import datasets
 import pyarrow as pa
 
 from wmtp_core.errors import UserError
-from wmtp_train.atomic_io import sync
 
 
 def write_arrow(path: Path, tables: Iterable[pa.Table]) -> None:
@@ -36,14 +35,3 @@ def open_arrow(path: Path, num_rows: int, fix: str) -> datasets.Dataset:
     if len(rows) != num_rows:  # Arrow takes a stream that ends between two blocks for a whole one
         raise UserError(f"{path}: damaged, it has {len(rows)} of its {num_rows} rows: {fix}")
     return rows
-
-
-def publish(aside: Path, folder: Path) -> None:
-    """Give a folder, whose files are on the disk, its name. Where another process was first, that one's stays."""
-    sync(aside)
-    try:
-        aside.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-    sync(folder.parent)
