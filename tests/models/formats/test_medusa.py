@@ -144,7 +144,7 @@ def test_what_is_left_out_is_named(make_causal_lm: Make) -> None:
 
 
 def test_heads_that_are_layers_are_refused(make_causal_lm: Make, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the heads are decoder layers: export to wmtp"):
+    with pytest.raises(UserError, match="its heads are of the kind layer: export to wmtp"):
         medusa.save(MtpForCausalLM.wrap(make_causal_lm()), tmp_path)
     with pytest.raises(UserError, match="there is no head but head 0"):
         medusa.save(MtpForCausalLM.wrap(make_causal_lm(), 1, head_kind="mlp"), tmp_path)

@@ -36,10 +36,11 @@ def save(policy: MtpForCausalLM, folder: Path) -> None:
     """Write config.json and model.safetensors.
 
     Raises:
-        UserError: the heads are layers, or there is none beside head 0.
+        UserError: the heads are of another kind, or there is none beside head 0.
     """
     if not isinstance(policy.heads, MedusaHeads) or not len(policy.heads):
-        reason = "there is no head but head 0" if policy.config.horizon == 1 else "the heads are decoder layers"
+        kind = f"its heads are of the kind {policy.config.head_kind}"
+        reason = "there is no head but head 0" if policy.config.horizon == 1 else kind
         raise UserError(f"medusa holds heads of the kinds mlp and linear, and {reason}: export to wmtp")
     save_file(_weights(policy), folder / WEIGHTS, metadata={"format": "pt"})
     mlp = policy.config.head_kind == "mlp"
