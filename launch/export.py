@@ -12,6 +12,7 @@ FORMATS_HELP = {
     "wmtp": "everything",
     "medusa": "mlp and linear heads for vLLM",
     "consolidated": "params.json and consolidated.pth, a Llama with a layer for each head",
+    "native": "what a source that ships modules published, under its own names",
 }
 
 

@@ -21,6 +21,8 @@ class MtpConfig(PreTrainedConfig):
             each read the head before it and one more token; or on the final hidden state `mlp`, a residual block each,
             or `linear`, a matrix each.
         shared_module: whether sequential heads are one module, applied again at every depth, or one module each.
+        native: of sequential heads that the source shipped: how it names and builds them, the attributes of
+            `NativeModules`; None: the heads are new.
         value_head: whether the policy carries a value head.
         value_gradient_to_trunk: whether the value head's loss also trains the trunk.
         generation: the plain model's generation_config.json: its stop tokens, how it samples; None: as the trunk's
@@ -38,6 +40,7 @@ class MtpConfig(PreTrainedConfig):
         horizon: int = 4,
         head_kind: str = ParallelHeads.kind,
         shared_module: bool = True,
+        native: dict[str, Any] | None = None,
         value_head: bool = False,
         value_gradient_to_trunk: bool = False,
         generation: dict[str, Any] | None = None,
@@ -57,6 +60,7 @@ class MtpConfig(PreTrainedConfig):
         self.horizon = horizon
         self.head_kind = head_kind
         self.shared_module = shared_module
+        self.native = native
         self.value_head = value_head
         self.value_gradient_to_trunk = value_gradient_to_trunk
         self.generation = generation

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -58,19 +59,26 @@ def read_config(source: str | Path) -> PreTrainedConfig:
         ) from error
 
 
-def load_weights(model_class: Any, source: str | Path, dtype: torch.dtype) -> Any:
-    """Call `from_pretrained` of a folder, name or GGUF file, complete.
+def load_weights(
+    model_class: Any, source: str | Path, dtype: torch.dtype, elsewhere: re.Pattern[str] | None = None
+) -> Any:
+    """Call `from_pretrained` of a folder, name or GGUF file, complete; see `from_pretrained_strict`.
 
     Raises:
         UserError: see `from_pretrained_strict`.
     """
     place, gguf = resolve_source(source)
-    model = from_pretrained_strict(model_class, place, source, "config.json", dtype=dtype, **gguf)
+    model = from_pretrained_strict(model_class, place, source, "config.json", elsewhere, dtype=dtype, **gguf)
     return _unquantized(model) if gguf else model
 
 
 def from_pretrained_strict(
-    model_class: Any, place: str | None, source: str | Path, described_in: str, **options: Any
+    model_class: Any,
+    place: str | None,
+    source: str | Path,
+    described_in: str,
+    elsewhere: re.Pattern[str] | None = None,
+    **options: Any,
 ) -> Any:
     """Call `from_pretrained`, except that a weight which is not used, not there or of another shape is an error.
 
@@ -79,6 +87,7 @@ def from_pretrained_strict(
         place: where that looks, or None with a `config` and a `state_dict` among the options.
         source: what an error calls it.
         described_in: the file that says what weights there must be.
+        elsewhere: the names of weights that are not for this model, and may be there.
         options: of `from_pretrained`.
 
     Raises:
@@ -98,7 +107,9 @@ def from_pretrained_strict(
     flaws = {
         f"has weights of other shapes than its {described_in} says:": reshaped,
         f"lacks weights that its {described_in} asks for:": report["missing_keys"],
-        f"has weights that its {described_in} knows no place for:": report["unexpected_keys"],
+        f"has weights that its {described_in} knows no place for:": {
+            name for name in report["unexpected_keys"] if elsewhere is None or not elsewhere.search(name)
+        },
     }
     for flaw, weights in flaws.items():
         if weights:

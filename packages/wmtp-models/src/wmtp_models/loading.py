@@ -20,6 +20,8 @@ from wmtp_models.formats.first import load_first_format
 from wmtp_models.heads import ParallelHeads
 from wmtp_models.heads.sequential import SequentialHeads
 from wmtp_models.hf_loading import load_weights, one_line, read_config, resolve_source
+from wmtp_models.native.loading import warn_unused, wrap_with_modules
+from wmtp_models.native.source import ShippedModules, find_shipped
 from wmtp_models.policy import MtpForCausalLM
 
 
@@ -33,6 +35,9 @@ def load_policy(
 ) -> MtpForCausalLM:
     """Load the model to train, from what has heads (`load_wmtp`) or from any plain causal LM.
 
+    Sequential heads take the weights of the sequential modules that a source ships; other heads leave them, which a
+    warning says.
+
     Args:
         source: folder, GGUF file, or a name that transformers can fetch.
         horizon: number of heads; what has heads must have as many.
@@ -40,13 +45,19 @@ def load_policy(
             that is not wanted is dropped.
         dtype: of all parameters.
         head_kind: of the heads after the first, see `MtpConfig`; what has heads must have that kind.
-        shared_module: of sequential heads, see `MtpConfig`; what has some must have it so.
+        shared_module: of sequential heads, see `MtpConfig`; what has some must have it so. What ships several modules
+            has one a depth.
 
     Raises:
         UserError: nothing there, incomplete or foreign weights, other heads, an architecture without heads.
     """
     if not has_heads(source):
-        causal_lm = load_weights(AutoModelForCausalLM, source, dtype)
+        shipped = find_shipped(source)
+        causal_lm = _load_plain(source, dtype, shipped)
+        if shipped is not None and head_kind == SequentialHeads.kind:
+            return wrap_with_modules(causal_lm, shipped, horizon, value_head, shared_module)
+        if shipped is not None:
+            warn_unused(shipped)
         return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind, shared_module)
     policy = load_wmtp(source, dtype)
     config = policy.config
@@ -161,7 +172,13 @@ def load_causal_lm(source: str | Path, dtype: torch.dtype = torch.float32) -> Pr
     """
     if has_heads(source):
         return load_wmtp(source, dtype).unwrap()
-    plain: PreTrainedModel = load_weights(AutoModelForCausalLM, source, dtype)
+    return _load_plain(source, dtype, find_shipped(source))
+
+
+def _load_plain(source: str | Path, dtype: torch.dtype, shipped: ShippedModules | None) -> PreTrainedModel:
+    """Load a plain causal LM without the modules that it ships."""
+    elsewhere = None if shipped is None else shipped.pattern
+    plain: PreTrainedModel = load_weights(AutoModelForCausalLM, source, dtype, elsewhere)
     return plain
 
 

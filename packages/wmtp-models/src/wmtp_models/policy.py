@@ -6,7 +6,7 @@ and head. Logits `[B, S, H, V]` are never formed.
 """
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -18,6 +18,7 @@ from wmtp_core import GradientPlan, UserError, linear_argmax, linear_cross_entro
 from wmtp_models.config import FORMAT, MtpConfig
 from wmtp_models.heads import KINDS, ParallelHeads
 from wmtp_models.heads.base import HeadInputs
+from wmtp_models.native.blocks import NativeModules
 from wmtp_models.trunk.capture import capture_call
 from wmtp_models.trunk.packing_layout import infer_layout
 from wmtp_models.trunk.parts import trunk_parts
@@ -84,11 +85,13 @@ class MtpForCausalLM(PreTrainedModel):
         value_head: bool = False,
         head_kind: str = ParallelHeads.kind,
         shared_module: bool = True,
+        native: NativeModules | None = None,
     ) -> Self:
         """Put heads beside a plain causal LM, whose last layer is head 0.
 
         The model stays what it is, and its weights are shared: training one trains the other. How heads ≥ 1 start is
         their kind's: as copies of the last layer or as the identity they predict what head 0 does.
+        With `native` they have the shape of modules that the model shipped (see `wrap_with_modules`).
 
         Raises:
             UserError: the architecture cannot be wrapped; the message says what it lacks. Or an unknown kind of heads.
@@ -101,6 +104,7 @@ class MtpForCausalLM(PreTrainedModel):
             horizon=horizon,
             head_kind=head_kind,
             shared_module=shared_module,
+            native=None if native is None else asdict(native),
             value_head=value_head,
             generation=causal_lm.generation_config.to_diff_dict(),
             dtype=causal_lm.dtype,
@@ -195,7 +199,7 @@ class MtpForCausalLM(PreTrainedModel):
 
     def _forward_trunk(self, input_ids: Tensor, position_ids: Tensor | None, **how: Any) -> HeadInputs:
         """Run the trunk, and return what its heads may read."""
-        with capture_call(self.trunk.last_layer) as calls:
+        with capture_call(self.trunk.layers[self.heads.called_as]) as calls:
             output = self.causal_lm.base_model(input_ids=input_ids, position_ids=position_ids, **how)
         embedding = self.causal_lm.get_input_embeddings()
         return HeadInputs(calls[0], output.last_hidden_state, input_ids, position_ids, embedding, self.trunk.norm)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from wmtp_models.formats.roundtrip import probe, require_equal, require_same_generation, require_same_weights
@@ -12,16 +13,24 @@ from wmtp_models.policy import MtpForCausalLM
 def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     """Return what a plain model has no place for: it predicts one token."""
     heads = [f"heads 1 to {policy.config.horizon - 1}"] if policy.config.horizon > 1 else []
+    if policy.config.native is not None:
+        heads.append("the modules that its source shipped, which the format native keeps")
     return heads if policy.value_head is None else [*heads, "the value head"]
 
 
-def save(policy: MtpForCausalLM, folder: Path) -> None:
-    """Write what any program that knows the trunk's architecture loads."""
+def save(policy: MtpForCausalLM, folder: Path, more: dict[str, Tensor] | None = None) -> None:
+    """Write what any program that knows the trunk's architecture loads.
+
+    Args:
+        policy: the model.
+        folder: an empty one.
+        more: weights to write beside the plain model's, named and un-stacked like these.
+    """
     plain = policy.unwrap()
     # By itself, since save_pretrained refuses settings that contradict each other, as some published ones do.
     generation, plain.generation_config = plain.generation_config, GenerationConfig()
     try:
-        plain.save_pretrained(folder)
+        plain.save_pretrained(folder, state_dict=plain.state_dict() | (more or {}))
     finally:
         plain.generation_config = generation
     generation.to_json_file(folder / "generation_config.json")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from wmtp_models.formats import consolidated, hf, medusa, wmtp
+from wmtp_models.formats import consolidated, hf, medusa, native, wmtp
 from wmtp_models.policy import MtpForCausalLM
 
 
@@ -20,4 +20,10 @@ class Format(Protocol):
         """Read it back and compare; says what was equal, or raises a `UserError`."""
 
 
-FORMATS: dict[str, Format] = {"hf": hf, "wmtp": wmtp, "medusa": medusa, "consolidated": consolidated}
+FORMATS: dict[str, Format] = {
+    "hf": hf,
+    "wmtp": wmtp,
+    "medusa": medusa,
+    "consolidated": consolidated,
+    "native": native,
+}

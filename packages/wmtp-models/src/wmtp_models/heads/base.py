@@ -18,7 +18,7 @@ class HeadInputs:
     """What one forward of a trunk offers to its heads.
 
     Attributes:
-        last_layer: the call of the trunk's last layer.
+        last_layer: the call of the trunk's last layer, or of the one that the heads name in `called_as`.
         final: `[B, S, D]`, the trunk's final hidden state, normed: what head 0 predicts from.
         input_ids: int64 `[B, S]`.
         position_ids: int64 `[B, S]`, which restart at each document; None: a row is one document.
@@ -44,10 +44,12 @@ class Heads(nn.Module, ABC):
     Attributes:
         kind: its name in a configuration.
         like_last_layer: heads are decoder layers as the trunk's last one, which is then head 0 like the others.
+        called_as: the index of the trunk's layer whose call they repeat.
     """
 
     kind: ClassVar[str]
     like_last_layer: ClassVar[bool] = False
+    called_as: int = -1
 
     @classmethod
     @abstractmethod

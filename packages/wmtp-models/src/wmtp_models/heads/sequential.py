@@ -14,21 +14,29 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from wmtp_models.heads.base import HeadInputs, Heads, Propose, set_layer_idx
 from wmtp_models.heads.sparse_grad_linear import make_row_sparse
+from wmtp_models.native.blocks import NativeModules
+from wmtp_models.native.layouts import require_layout
 from wmtp_models.trunk.capture import LayerCall
 from wmtp_models.trunk.parts import TrunkParts
 
 
 class SequentialModule(nn.Module):
-    """One module: two norms, a projection, a decoder layer as the trunk's last one, and a norm."""
+    """One module: two norms, a projection, a decoder layer and a norm.
 
-    def __init__(self, trunk: TrunkParts) -> None:
+    Args:
+        trunk: whose norms it is given like.
+        block: the decoder layer.
+        normed: whether there is a norm at the end.
+    """
+
+    def __init__(self, trunk: TrunkParts, block: nn.Module, normed: bool = True) -> None:
         super().__init__()
         width = trunk.weight.shape[1]
         self.enorm = copy.deepcopy(trunk.norm)
         self.hnorm = copy.deepcopy(trunk.norm)
         self.eh_proj = nn.Linear(2 * width, width, bias=False, device=trunk.weight.device, dtype=trunk.weight.dtype)
-        self.block = copy.deepcopy(trunk.last_layer)
-        self.post_norm = copy.deepcopy(trunk.norm)
+        self.block = block
+        self.post_norm = copy.deepcopy(trunk.norm) if normed else nn.Identity()
         for norm in (self.enorm, self.hnorm):
             norm._is_hf_initialized = False  # type: ignore[assignment]  # what the trunk's norm learned is for another place
 
@@ -41,7 +49,7 @@ class SequentialModule(nn.Module):
             last_layer: how the trunk calls its last layer.
 
         Returns:
-            `[B, S, D]`, normed.
+            `[B, S, D]`, normed where the module has a norm at the end.
         """
         both = torch.cat([self.enorm(embedded), self.hnorm(hidden_states)], dim=-1)
         normed: Tensor = self.post_norm(last_layer.repeat(self.block, self.eh_proj(both)))
@@ -55,21 +63,29 @@ class SequentialHeads(Heads):
         trunk: which they stand beside.
         depths: H−1.
         shared: one module for every depth; else each has its own.
+        native: how modules are built that the trunk's source shipped; None: like the trunk's last layer.
     """
 
     kind = "sequential"
 
-    def __init__(self, trunk: TrunkParts, depths: int, shared: bool) -> None:
+    def __init__(self, trunk: TrunkParts, depths: int, shared: bool, native: NativeModules | None = None) -> None:
         super().__init__()
         count = min(depths, 1) if shared else depths
         self.depths, self.trunk_layers = depths, len(trunk.layers)
-        self.layers: Any = nn.ModuleList(SequentialModule(trunk) for _ in range(count))
+        if native is None:
+            modules = [SequentialModule(trunk, copy.deepcopy(trunk.last_layer)) for _ in range(count)]
+        else:
+            self.called_as = native.called_as(trunk.causal_lm.config)
+            normed = require_layout(native.layout).post_norm is not None
+            modules = [SequentialModule(trunk, block, normed) for block in native.build_blocks(trunk, count)]
+        self.layers: Any = nn.ModuleList(modules)
         make_row_sparse(self)
 
     @classmethod
     def beside(cls, trunk: TrunkParts, config: PreTrainedConfig) -> Self:
-        """Build depths 1 … H−1; their decoder layers start as copies of the trunk's last one."""
-        return cls(trunk, config.horizon - 1, config.shared_module)
+        """Build depths 1 … H−1; decoder layers that no source shipped start as copies of the trunk's last one."""
+        native = None if config.native is None else NativeModules(**config.native)
+        return cls(trunk, config.horizon - 1, config.shared_module, native)
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module, causal_lm: PreTrainedModel) -> None:

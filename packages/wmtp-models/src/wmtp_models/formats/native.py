@@ -1,0 +1,67 @@
+"""A model as its source published it: the trunk and the sequential modules under the source's own tensor names."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from wmtp_core import UserError
+from wmtp_models.formats import hf
+from wmtp_models.formats.roundtrip import head_logits, require_equal, require_same_weights
+from wmtp_models.heads.sequential import SequentialHeads
+from wmtp_models.loading import load_policy
+from wmtp_models.native.layouts import require_layout
+from wmtp_models.policy import MtpForCausalLM
+
+
+def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
+    """Return what a published model has no place for."""
+    return [] if policy.value_head is None else ["the value head"]
+
+
+def save(policy: MtpForCausalLM, folder: Path) -> None:
+    """Write what any program that knows the source loads, and drafts with its modules.
+
+    Raises:
+        UserError: the model's source shipped no modules.
+    """
+    hf.save(policy, folder, _module_weights(policy))
+
+
+def check(policy: MtpForCausalLM, folder: Path) -> str:
+    """Load it as transformers does without us, and again with its modules, and compare; says what was equal.
+
+    Raises:
+        UserError: something is not.
+    """
+    hf.check(policy, folder)
+    config = policy.config
+    again = load_policy(
+        folder, config.horizon, False, policy.dtype, SequentialHeads.kind, config.shared_module
+    ).eval()
+    expected = {name: weight for name, weight in policy.state_dict().items() if not name.startswith("value_head.")}
+    require_same_weights(expected, dict(again.state_dict()), folder)
+    require_equal(head_logits(policy), head_logits(again), f"the logits of {folder}")
+    return f"{len(expected)} weights and the logits of {config.horizon} heads are equal to the bit"
+
+
+def _module_weights(policy: MtpForCausalLM) -> dict[str, Tensor]:
+    """Return the weights of the modules by the source's names, experts still stacked."""
+    native = policy.config.native
+    if native is None:
+        raise UserError("native writes back the modules that a source shipped, and this model's are new: export to wmtp")
+    layout, layers = require_layout(native["layout"]), len(policy.trunk.layers)
+    trunk: dict[str, Any] = {
+        "embedding": policy.get_input_embeddings().weight,
+        "unembedding": policy.trunk.weight,
+    }
+    weights = {}
+    for depth, module in enumerate(policy.heads.layers):
+        for name, weight in module.state_dict().items():
+            if name == "eh_proj.weight" and layout.hidden_first:
+                weight = weight.roll(weight.shape[0], dims=1)
+            weights[layout.restore(name, depth, layers)] = weight
+        for part, name in layout.copy_names(depth, layers):
+            if part in native["copies"]:
+                weights[name] = trunk[part].detach().clone()  # for transformers drops what shares its memory
+    return weights
