@@ -1,10 +1,12 @@
 """Tiny decoders of every supported family, with weights large enough that a leak between documents would show."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from shipping_sources import SHIPPING, write_source
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -67,3 +69,14 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
         return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
 
     return make
+
+
+@pytest.fixture
+def ship(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, torch.Tensor]]]:
+    """Write a source of a family that ships modules: its folder, and its tensors by the names in its file."""
+
+    def write(name: str = "mellum dense") -> tuple[Path, dict[str, torch.Tensor]]:
+        folder = tmp_path / "source"
+        return folder, write_source(SHIPPING[name], name.split()[0], folder)
+
+    return write

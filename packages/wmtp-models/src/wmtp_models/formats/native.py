@@ -36,9 +36,7 @@ def check(policy: MtpForCausalLM, folder: Path) -> str:
     """
     hf.check(policy, folder)
     config = policy.config
-    again = load_policy(
-        folder, config.horizon, False, policy.dtype, SequentialHeads.kind, config.shared_module
-    ).eval()
+    again = load_policy(folder, config.horizon, False, policy.dtype, SequentialHeads.kind, config.shared_module).eval()
     expected = {name: weight for name, weight in policy.state_dict().items() if not name.startswith("value_head.")}
     require_same_weights(expected, dict(again.state_dict()), folder)
     require_equal(head_logits(policy), head_logits(again), f"the logits of {folder}")
@@ -49,14 +47,17 @@ def _module_weights(policy: MtpForCausalLM) -> dict[str, Tensor]:
     """Return the weights of the modules by the source's names, experts still stacked."""
     native = policy.config.native
     if native is None:
-        raise UserError("native writes back the modules that a source shipped, and this model's are new: export to wmtp")
+        raise UserError(
+            "native writes back the modules that a source shipped, and this model's are new: export to wmtp"
+        )
     layout, layers = require_layout(native["layout"]), len(policy.trunk.layers)
     trunk: dict[str, Any] = {
         "embedding": policy.get_input_embeddings().weight,
         "unembedding": policy.trunk.weight,
     }
     weights = {}
-    for depth, module in enumerate(policy.heads.layers):
+    heads: Any = policy.heads
+    for depth, module in enumerate(heads.layers):
         for name, weight in module.state_dict().items():
             if name == "eh_proj.weight" and layout.hidden_first:
                 weight = weight.roll(weight.shape[0], dims=1)

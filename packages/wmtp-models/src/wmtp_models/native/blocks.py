@@ -1,7 +1,7 @@
 """What the decoder layers of shipped modules are: layers of the trunk's class, built from its configuration."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -26,7 +26,7 @@ class NativeModules:
     layout: str
     attention: str | None = None
     sparse: bool = False
-    copies: tuple[str, ...] = ()
+    copies: list[str] = field(default_factory=list)
 
     def block_config(self, trunk: PreTrainedConfig, count: int) -> Any:
         """Return the configuration of a decoder whose layers are the blocks of `count` modules."""

@@ -46,7 +46,10 @@ def wrap_with_modules(
         )
     weights = _read(shipped, modules, count, causal_lm)
     policy = MtpForCausalLM.wrap(causal_lm, horizon, value_head, SequentialHeads.kind, shared_module, modules)
-    for layer, state in zip(policy.heads.layers, weights, strict=True):
+    heads: Any = policy.heads
+    for layer, state in zip(heads.layers, weights, strict=True):
+        if lacking := sorted(layer.state_dict().keys() - state.keys()):
+            raise shipped.cannot_use(f"what would be {lacking[0]} is missing")
         layer.load_state_dict(state, assign=True)
     return policy
 

@@ -57,17 +57,17 @@ class ShippedModules:
         Raises:
             UserError: this cannot be told, or they are not alike.
         """
-        name = self.layout
-        if name is None:
+        found = self.layout
+        if found is None:
             raise self.cannot_use(f"they are named in a way that is not known here ({min(self.files)} is one)")
-        layout, layers = LAYOUTS[name], self.config.num_hidden_layers
+        layout, layers = LAYOUTS[found], self.config.num_hidden_layers
         count = layout.count(self.files, layers)
-        parts = {depth: {layout.rename(file, depth, layers) for file in self.files} for depth in range(count)}
-        sparse = {any(part and part.startswith("block.mlp.experts.") for part in parts[depth]) for depth in parts}
-        copies = {tuple(sorted(parts[depth] & {"embedding", "unembedding"})) for depth in parts}
+        parts = [{layout.rename(name, depth, layers) or "" for name in self.files} for depth in range(count)]
+        sparse = {any(part.startswith("block.mlp.experts.") for part in module) for module in parts}
+        copies = {tuple(sorted(module & {"embedding", "unembedding"})) for module in parts}
         if len(sparse) > 1 or len(copies) > 1:
             raise self.cannot_use("they are not alike")
-        return NativeModules(name, self._attention(count), sparse.pop(), copies.pop()), count
+        return NativeModules(found, self._attention(count), sparse.pop(), list(copies.pop())), count
 
     def read(self) -> dict[str, Tensor]:
         """Return their tensors under the names that they have there.
@@ -76,7 +76,7 @@ class ShippedModules:
             UserError: a file cannot be read.
         """
         place, _ = resolve_source(self.source)
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for file in sorted(set(self.files.values())):
             try:
                 with safe_open(str(cached_file(place, file)), framework="pt") as opened:
