@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from shipping_sources import SHIPPING, write_source
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wmtp_core import UserError
@@ -178,3 +180,16 @@ def test_an_unknown_format_is_refused_in_one_line(export, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"command line: .*invalid choice: 'onnx'") as caught:
         export(tmp_path, "onnx", tmp_path / "out")
     assert "\n" not in str(caught.value)
+
+
+def test_a_native_model_is_handed_back(models, export, tmp_path: Path) -> None:
+    """And its plain export says what it drops."""
+    write_source(SHIPPING["mellum dense"], "mellum", tmp_path / "source")
+    load_policy(tmp_path / "source", 3, head_kind="sequential").save_pretrained(tmp_path / "trained")
+    assert "the logits of 3 heads are equal to the bit" in export(tmp_path / "trained", "native", tmp_path / "out")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("source", "out"))
+    assert before.keys() == after.keys()
+    dropped = "no place for it: the modules that its source shipped, which the format native keeps"
+    assert dropped in export(tmp_path / "trained", "hf", tmp_path / "plain")
+    with pytest.raises(UserError, match="this model's are new: export to wmtp"):
+        export(models("sequential"), "native", tmp_path / "new")

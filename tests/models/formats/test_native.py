@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shipping_sources import SHIPPING
+from shipping_sources import COMMON, LAYERS, SHIPPING
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, load_policy, load_wmtp
@@ -20,7 +20,7 @@ Ship = Callable[..., tuple[Path, dict[str, Tensor]]]
 
 DRAFTED = """
 import sys, torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 ids = torch.arange(9).unsqueeze(0)
 plain = model.generate(ids, max_new_tokens=12, do_sample=False, use_mtp=False)
@@ -74,6 +74,44 @@ def test_mixed_dtypes_come_out_as_they_went_in(name: str, ship: Ship, tmp_path: 
     native.save(policy, tmp_path / "straight")
     require_same_files(source, tensors, tmp_path / "straight")
     native.check(policy, tmp_path / "straight")
+
+
+def test_stacked_experts_stay_stacked(ship: Ship, tmp_path: Path) -> None:
+    """As Qwen3.5 publishes them."""
+    source, tensors = ship("qwen3_5_moe_text")
+    for layer in (*(f"model.layers.{index}" for index in range(LAYERS)), "mtp.layers.0"):
+        experts = [
+            [tensors.pop(f"{layer}.mlp.experts.{index}.{part}_proj.weight") for part in ("gate", "up", "down")]
+            for index in range(4)
+        ]
+        tensors[f"{layer}.mlp.experts.gate_up_proj"] = torch.stack([torch.cat([gate, up]) for gate, up, _ in experts])
+        tensors[f"{layer}.mlp.experts.down_proj"] = torch.stack([down for *_, down in experts])
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    load(source, "qwen3_5_moe_text").save_pretrained(tmp_path / "trained")
+    policy = load_wmtp(tmp_path / "trained").eval()
+    native.save(policy, tmp_path / "after")
+    require_same_files(source, tensors, tmp_path / "after")
+    native.check(policy, tmp_path / "after")
+
+
+def test_a_model_of_more_than_text_gives_its_text_part(tmp_path: Path) -> None:
+    family = SHIPPING["qwen3_5_text"]
+    text = {**COMMON, **family.config, "num_hidden_layers": LAYERS, **family.layer_kinds(LAYERS)}
+    vision = {"depth": 1, "hidden_size": 32, "num_heads": 4, "intermediate_size": 32, "out_hidden_size": 32}
+    whole = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model("qwen3_5", text_config=text, vision_config=vision, image_token_id=1, video_token_id=2)
+    )
+    whole.save_pretrained(tmp_path / "source")
+    tensors = load_file(tmp_path / "source" / "model.safetensors")
+    last = f"model.language_model.layers.{LAYERS - 1}."
+    block = {name.replace(last, "mtp.layers.0."): tensor.clone() for name, tensor in tensors.items() if last in name}
+    norms = {f"mtp.{name}.weight": torch.zeros(32) for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
+    tensors |= block | norms | {"mtp.fc.weight": torch.randn(32, 64)}
+    save_file(tensors, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
+    policy = load_policy(tmp_path / "source", 2, head_kind="sequential").eval()
+    native.save(policy, tmp_path / "after")
+    native.check(policy, tmp_path / "after")
+    assert native.unsupported_parts(policy) == ["the parts of its source that are not for text"]
 
 
 def test_what_was_learned_comes_out(ship: Ship, tmp_path: Path) -> None:

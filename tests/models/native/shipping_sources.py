@@ -154,18 +154,20 @@ SHIPPING: dict[str, Family] = {
 """By model type; `mellum dense` is one of two kinds."""
 
 
-def write_source(family: Family, model_type: str, folder: Path, seed: int = 0) -> dict[str, Tensor]:
+def write_source(family: Family, model_type: str, folder: Path, **more: Any) -> dict[str, Tensor]:
     """Write a source that ships modules, and return its tensors by the names in its file.
 
     Trunk and modules are the layers of one decoder, which transformers saves as the family publishes them.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(0)
     count = LAYERS + family.modules
-    config = {**COMMON, **family.config, "num_hidden_layers": count, **family.layer_kinds(count)}
-    whole = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
+    config = {**COMMON, **family.config, **more, "num_hidden_layers": count, **family.layer_kinds(count)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
     with torch.no_grad():
-        for parameter in whole.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+        for tensor in whole.state_dict().values():
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=draw))
     whole.save_pretrained(folder)
     tensors = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
@@ -183,8 +185,9 @@ def write_source(family: Family, model_type: str, folder: Path, seed: int = 0) -
             elif part in copies:
                 tensors[name.format(depth=depth, layer=LAYERS + depth)] = tensors[copies[part]].clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {**COMMON, **family.config, "num_hidden_layers": LAYERS, **family.layer_kinds(LAYERS), **family.said}
-    trunk = AutoConfig.for_model(model_type, **config, dtype="float32", architectures=[type(whole).__name__])
+    own = {"num_hidden_layers": LAYERS, **family.layer_kinds(LAYERS), **family.said}
+    config = {**COMMON, **family.config, **more, **own, "dtype": "float32", "architectures": [type(whole).__name__]}
+    trunk = AutoConfig.for_model(model_type, **config)
     trunk.save_pretrained(folder)
     return tensors
 

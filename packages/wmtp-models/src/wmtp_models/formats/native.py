@@ -16,7 +16,11 @@ from wmtp_models.policy import MtpForCausalLM
 
 def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     """Return what a published model has no place for."""
-    return [] if policy.value_head is None else ["the value head"]
+    parts = {
+        "the value head": policy.value_head is not None,
+        "the parts of its source that are not for text": (policy.config.native or {}).get("text_only"),
+    }
+    return [part for part, there in parts.items() if there]
 
 
 def save(policy: MtpForCausalLM, folder: Path) -> None:
@@ -25,7 +29,8 @@ def save(policy: MtpForCausalLM, folder: Path) -> None:
     Raises:
         UserError: the model's source shipped no modules.
     """
-    hf.save(policy, folder, _module_weights(policy))
+    modules = _module_weights(policy)
+    hf.save(policy, folder, modules, stacked=policy.config.native["stacked"])
 
 
 def check(policy: MtpForCausalLM, folder: Path) -> str:
@@ -44,7 +49,7 @@ def check(policy: MtpForCausalLM, folder: Path) -> str:
 
 
 def _module_weights(policy: MtpForCausalLM) -> dict[str, Tensor]:
-    """Return the weights of the modules by the source's names, experts still stacked."""
+    """Return the weights of the modules by the source's names, experts stacked."""
     native = policy.config.native
     if native is None:
         raise UserError(

@@ -20,12 +20,16 @@ class NativeModules:
         attention: the kind of attention in their blocks, as the trunk's `layer_types` name it; None: the trunk has but
             one.
         sparse: their blocks are mixtures of experts, where the trunk has both kinds.
+        stacked: the source has a layer's experts in one tensor, as transformers has them.
+        text_only: the source is a model of more than text, of which the rest was left.
         copies: which parts of the trunk every module holds once more: `embedding`, `unembedding`.
     """
 
     layout: str
     attention: str | None = None
     sparse: bool = False
+    stacked: bool = False
+    text_only: bool = False
     copies: list[str] = field(default_factory=list)
 
     def block_config(self, trunk: PreTrainedConfig, count: int) -> Any:

@@ -33,12 +33,14 @@ class ShippedModules:
 
     Attributes:
         source: which.
-        config: the source's configuration.
+        config: the source's configuration, of its text part where there are others.
+        text_only: there are.
         files: the file of each of their tensors.
     """
 
     source: str | Path
     config: PreTrainedConfig
+    text_only: bool
     files: dict[str, str]
 
     @property
@@ -67,7 +69,9 @@ class ShippedModules:
         copies = {tuple(sorted(module & {"embedding", "unembedding"})) for module in parts}
         if len(sparse) > 1 or len(copies) > 1:
             raise self.cannot_use("they are not alike")
-        return NativeModules(found, self._attention(count), sparse.pop(), list(copies.pop())), count
+        stacked = any(name.endswith(".mlp.experts.gate_up_proj") for name in self.files)
+        attention = self._attention(count)
+        return NativeModules(found, attention, sparse.pop(), stacked, self.text_only, list(copies.pop())), count
 
     def read(self) -> dict[str, Tensor]:
         """Return their tensors under the names that they have there.
@@ -120,12 +124,13 @@ def find_shipped(source: str | Path) -> ShippedModules | None:
     place, gguf = resolve_source(source)
     if gguf:
         return None
-    config = read_config(source).get_text_config()
+    whole = read_config(source)
+    config = whole.get_text_config()
     layers = getattr(config, "num_hidden_layers", None)
     files = _tensor_files(place, source)
     pattern = _pattern(files, layers) if isinstance(layers, int) else re.compile("(?!)")
     theirs = {name: file for name, file in files.items() if pattern.search(name)}
-    return ShippedModules(source, config, theirs) if theirs else None
+    return ShippedModules(source, config, config is not whole, theirs) if theirs else None
 
 
 def _pattern(names: Iterable[str], trunk_layers: int) -> re.Pattern[str]:
