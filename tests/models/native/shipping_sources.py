@@ -103,7 +103,7 @@ class Family(NamedTuple):
         return {name: kind for name, kind in kinds.items() if kind}
 
 
-S, F = "sliding_attention", "full_attention"
+SLIDING, FULL = S, F = "sliding_attention", "full_attention"
 ONE = {"num_nextn_predict_layers": 1}
 MELLUM = {**MOE, "head_dim": 8, "num_experts": 4, "sliding_window": 6}
 QWEN_MOE = {**MOE, "head_dim": 8, "shared_expert_intermediate_size": 16, "num_experts": 4}

@@ -1,6 +1,5 @@
 """A policy whose heads are the modules that its source shipped."""
 
-import copy
 import sys
 from typing import Any
 
@@ -120,7 +119,7 @@ def _convert_blocks(
         None,
         shipped.source,
         "config.json",
-        config=copy.deepcopy(config),
+        config=config,
         state_dict=state,
         dtype=causal_lm.dtype,
     )

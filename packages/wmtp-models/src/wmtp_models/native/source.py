@@ -70,7 +70,7 @@ class ShippedModules:
         if len(sparse) > 1 or len(copies) > 1:
             raise self.cannot_use("they are not alike")
         stacked = any(name.endswith(".mlp.experts.gate_up_proj") for name in self.files)
-        attention = self._attention(count)
+        attention = self._attention()
         return NativeModules(found, attention, sparse.pop(), stacked, self.text_only, list(copies.pop())), count
 
     def read(self) -> dict[str, Tensor]:
@@ -96,16 +96,15 @@ class ShippedModules:
             "set model.head_kind to layer, which trains heads of its own and drops them"
         )
 
-    def _attention(self, count: int) -> str | None:
+    def _attention(self) -> str | None:
         kinds = getattr(self.config, "layer_types", None)
         if kinds is None:
             return None
-        said = getattr(self.config, "mtp_layer_types", None) or [_ATTENTION.get(self.config.model_type)] * count
-        if said[0] is None and len(set(kinds)) == 1:
-            said = kinds
+        only = kinds[0] if len(set(kinds)) == 1 else _ATTENTION.get(self.config.model_type)
+        said = getattr(self.config, "mtp_layer_types", None) or [only]
         if said[0] is None:
             raise self.cannot_use(
-                f"config.json does not say which attention they have: add mtp_layer_types to it, such as {kinds[:1]}"
+                f"config.json does not say which attention they have (add mtp_layer_types to it, such as {kinds[:1]})"
             )
         if len(set(said)) > 1:
             raise self.cannot_use("they are not alike")
