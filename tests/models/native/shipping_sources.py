@@ -32,6 +32,7 @@ LATENT: dict[str, Any] = {
     "qk_nope_head_dim": 4,
     "v_head_dim": 8,
 }
+INDEXER = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 64}  # of equal scores, which it takes is open
 DEEPSEEK = {
     "eh_proj.weight": "model.layers.{layer}.eh_proj.weight",
     "enorm.weight": "model.layers.{layer}.enorm.weight",
@@ -123,6 +124,8 @@ SHIPPING: dict[str, Family] = {
     "glm4_moe": Family({**ROUTED, "head_dim": 8}, DEEPSEEK, 2, said={"num_nextn_predict_layers": 2}),
     "glm4_moe_lite": Family({**ROUTED, **LATENT}, DEEPSEEK, said=ONE),
     "deepseek_v3": Family({**ROUTED, **LATENT}, DEEPSEEK, said=ONE),
+    "deepseek_v32": Family({**ROUTED, **LATENT, **INDEXER}, DEEPSEEK, said=ONE),
+    "glm_moe_dsa": Family({**ROUTED, **LATENT, **INDEXER}, DEEPSEEK, said=ONE),
     "hy_v3": Family({**MOE, "head_dim": 8, "num_experts": 4, "num_shared_experts": 1}, DEEPSEEK, said=ONE),
     "ernie4_5_moe": Family(
         {
