@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from wmtp_core import UserError
+from wmtp_models import load_policy
 from wmtp_models.native.blocks import NativeModules
 
 MELLUM = {"num_hidden_layers": 3, "layer_types": [SLIDING, FULL, SLIDING], "mlp_layer_types": ["sparse"] * 3}
@@ -36,8 +37,6 @@ def test_a_kind_that_no_layer_has_is_refused() -> None:
 
 
 def test_blocks_have_the_trunks_dtype(ship: Callable[..., tuple[Path, dict[str, Tensor]]]) -> None:
-    from wmtp_models import load_policy
-
     policy = load_policy(ship()[0], 2, head_kind="sequential", dtype=torch.bfloat16)
     (block,) = NativeModules(**policy.config.native).build_blocks(policy.trunk, 1)
     assert {weight.dtype for weight in block.state_dict().values()} == {torch.bfloat16}

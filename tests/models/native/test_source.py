@@ -10,6 +10,7 @@ from shipping_sources import FULL, SLIDING
 from torch import Tensor
 
 from wmtp_core import UserError
+from wmtp_models import load_policy
 from wmtp_models.native.blocks import NativeModules
 from wmtp_models.native.source import ShippedModules, find_shipped
 
@@ -74,3 +75,20 @@ def test_damaged_files_are_one_line(ship: Ship) -> None:
         with pytest.raises(UserError, match="cannot be read") as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+def test_quantized_modules_are_refused(ship: Ship) -> None:
+    """As DeepSeek publishes them."""
+    shipped = found(ship("deepseek_v3")[0], quantization_config={"quant_method": "fp8"})
+    with pytest.raises(UserError, match="they are quantized"):
+        shipped.describe()
+
+
+def test_a_layer_too_many_is_no_module(ship: Ship) -> None:
+    folder, tensors = ship("glm4_moe")
+    marks = ("eh_proj", "enorm", "hnorm", "shared_head")
+    plain = {name: tensor for name, tensor in tensors.items() if not any(mark in name for mark in marks)}
+    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    assert find_shipped(folder) is None
+    with pytest.raises(UserError, match=r"has weights that its config.json knows no place for: model.layers.3"):
+        load_policy(folder, 2)

@@ -6,7 +6,7 @@ and head. Logits `[B, S, H, V]` are never formed.
 """
 
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -18,7 +18,6 @@ from wmtp_core import GradientPlan, UserError, linear_argmax, linear_cross_entro
 from wmtp_models.config import FORMAT, MtpConfig
 from wmtp_models.heads import KINDS, ParallelHeads
 from wmtp_models.heads.base import HeadInputs
-from wmtp_models.native.blocks import NativeModules
 from wmtp_models.trunk.capture import capture_call
 from wmtp_models.trunk.packing_layout import infer_layout
 from wmtp_models.trunk.parts import trunk_parts
@@ -85,13 +84,13 @@ class MtpForCausalLM(PreTrainedModel):
         value_head: bool = False,
         head_kind: str = ParallelHeads.kind,
         shared_module: bool = True,
-        native: NativeModules | None = None,
+        native: dict[str, Any] | None = None,
     ) -> Self:
         """Put heads beside a plain causal LM, whose last layer is head 0.
 
         The model stays what it is, and its weights are shared: training one trains the other. How heads ≥ 1 start is
-        their kind's: as copies of the last layer or as the identity they predict what head 0 does.
-        With `native` they have the shape of modules that the model shipped (see `wrap_with_modules`).
+        their kind's: as copies of the last layer or as the identity they predict what head 0 does. With `native` they
+        are built as in `MtpConfig` (see `wrap_with_modules`).
 
         Raises:
             UserError: the architecture cannot be wrapped; the message says what it lacks. Or an unknown kind of heads.
@@ -104,7 +103,7 @@ class MtpForCausalLM(PreTrainedModel):
             horizon=horizon,
             head_kind=head_kind,
             shared_module=shared_module,
-            native=None if native is None else asdict(native),
+            native=native,
             value_head=value_head,
             generation=causal_lm.generation_config.to_diff_dict(),
             dtype=causal_lm.dtype,
@@ -236,11 +235,7 @@ class MtpForCausalLM(PreTrainedModel):
         return self.causal_lm.get_output_embeddings()
 
     def enable_input_require_grads(self) -> None:
-        """Do nothing.
-
-        transformers asks for it with every checkpointing, only the reentrant one needs it, and a trunk that does not
-        learn would build a graph for it.
-        """
+        """Do nothing: only reentrant checkpointing needs it, and a trunk that does not learn would build a graph."""
 
     def _init_weights(self, module: nn.Module) -> None:
         # transformers initializes the trunk by the trunk's own rule; what stands beside it is ours.

@@ -1,6 +1,7 @@
 """A policy whose heads are the modules that its source shipped."""
 
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -44,11 +45,13 @@ def wrap_with_modules(
             f"set model.horizon to {count + 1}" + (", or to more" if shared_module else "")
         )
     weights = _read(shipped, modules, count, causal_lm)
-    policy = MtpForCausalLM.wrap(causal_lm, horizon, value_head, SequentialHeads.kind, shared_module, modules)
+    policy = MtpForCausalLM.wrap(causal_lm, horizon, value_head, SequentialHeads.kind, shared_module, asdict(modules))
     heads: Any = policy.heads
-    for layer, state in zip(heads.layers, weights, strict=True):
-        if lacking := sorted(layer.state_dict().keys() - state.keys()):
-            raise shipped.cannot_use(f"what would be {lacking[0]} is missing")
+    for depth, (layer, state) in enumerate(zip(heads.layers, weights, strict=True)):
+        wanted, found = ({(name, weight.shape) for name, weight in of.items()} for of in (layer.state_dict(), state))
+        if wanted != found:
+            name = LAYOUTS[modules.layout].restore(min(wanted ^ found)[0], depth, len(policy.trunk.layers))
+            raise shipped.cannot_use(f"{name} is missing, of another shape, or in no place that is known here")
         layer.load_state_dict(state, assign=True)
     return policy
 

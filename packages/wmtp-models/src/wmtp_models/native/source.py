@@ -25,6 +25,8 @@ _ATTENTION = {
     "qwen3_5_text": "full_attention",
     "qwen3_5_moe_text": "full_attention",
 }
+# What no plain decoder layer has: a layer too many without it is a checkpoint of another model.
+_MARK = re.compile(r"model\.layers\.(\d+)\.(eh_proj|enorm|hnorm|shared_head)\.")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class ShippedModules:
         Raises:
             UserError: this cannot be told, or they are not alike.
         """
+        if getattr(self.config, "quantization_config", None) is not None:
+            raise self.cannot_use("they are quantized, and could not be saved as they came")
         found = self.layout
         if found is None:
             raise self.cannot_use(f"they are named in a way that is not known here ({min(self.files)} is one)")
@@ -133,8 +137,8 @@ def find_shipped(source: str | Path) -> ShippedModules | None:
 
 
 def _pattern(names: Iterable[str], trunk_layers: int) -> re.Pattern[str]:
-    """Return what matches the names of modules: all with `mtp`, and the layers after the trunk's last."""
-    numbers = {int(found[1]) for name in names if (found := re.match(r"model\.layers\.(\d+)\.", name))}
+    """Return what matches the names of modules: all with `mtp`, and layers after the trunk's last that are modules."""
+    numbers = {int(found[1]) for name in names if (found := _MARK.match(name))}
     later = "|".join(str(number) for number in sorted(numbers) if number >= trunk_layers)
     return re.compile(r"(^|\.)mtp[._]" + (rf"|^model\.layers\.({later})\." if later else ""))
 
