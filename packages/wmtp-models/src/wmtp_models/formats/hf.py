@@ -18,20 +18,20 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     return heads if policy.value_head is None else [*heads, "the value head"]
 
 
-def save(policy: MtpForCausalLM, folder: Path, more: dict[str, Tensor] | None = None, stacked: bool = False) -> None:
+def save(policy: MtpForCausalLM, folder: Path, extra: dict[str, Tensor] | None = None, stacked: bool = False) -> None:
     """Write what any program that knows the trunk's architecture loads.
 
     Args:
         policy: the model.
         folder: an empty one.
-        more: weights to write beside the plain model's; they are un-stacked and named like these.
+        extra: weights to write beside the plain model's; they are un-stacked and named like these.
         stacked: experts stay in one tensor for each layer, and all names as transformers has them.
     """
     plain = policy.unwrap()
     # By itself, since save_pretrained refuses settings that contradict each other, as some published ones do.
     generation, plain.generation_config = plain.generation_config, GenerationConfig()
     try:
-        state = plain.state_dict() | (more or {})
+        state = plain.state_dict() | (extra or {})
         plain.save_pretrained(folder, state_dict=state, save_original_format=not stacked)
     finally:
         plain.generation_config = generation
