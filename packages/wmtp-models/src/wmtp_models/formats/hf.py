@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from wmtp_models.formats.roundtrip import probe, require_equal, require_same_generation, require_same_weights
@@ -15,13 +16,19 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     return heads if policy.value_head is None else [*heads, "the value head"]
 
 
-def save(policy: MtpForCausalLM, folder: Path) -> None:
-    """Write what any program that knows the trunk's architecture loads."""
+def save(policy: MtpForCausalLM, folder: Path, extra: dict[str, Tensor] | None = None) -> None:
+    """Write what any program that knows the trunk's architecture loads.
+
+    Args:
+        policy: what is exported.
+        folder: an empty one.
+        extra: weights of other parts that go beside the trunk's, by name.
+    """
     plain = policy.unwrap()
     # By itself, since save_pretrained refuses settings that contradict each other, as some published ones do.
     generation, plain.generation_config = plain.generation_config, GenerationConfig()
     try:
-        plain.save_pretrained(folder)
+        plain.save_pretrained(folder, state_dict=None if extra is None else {**plain.state_dict(), **extra})
     finally:
         plain.generation_config = generation
     generation.to_json_file(folder / "generation_config.json")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from wmtp_models.formats import consolidated, hf, medusa, wmtp
+from wmtp_models.formats import consolidated, exaone, generic, hf, medusa, mimo_drafter, wmtp
 from wmtp_models.policy import MtpForCausalLM
 
 
@@ -20,4 +20,12 @@ class Format(Protocol):
         """Read it back and compare; says what was equal, or raises a `UserError`."""
 
 
-FORMATS: dict[str, Format] = {"hf": hf, "wmtp": wmtp, "medusa": medusa, "consolidated": consolidated}
+FORMATS: dict[str, Format] = {
+    "hf": hf,
+    "wmtp": wmtp,
+    "generic": generic,
+    "exaone": exaone,
+    "mimo-drafter": mimo_drafter,
+    "medusa": medusa,
+    "consolidated": consolidated,
+}
