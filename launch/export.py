@@ -10,6 +10,9 @@ from wmtp_train.settings.help import Parser, answer_help
 FORMATS_HELP = {
     "hf": "trunk and head 0, a plain model",
     "wmtp": "everything",
+    "generic": "sequential heads beside a plain model, for transformers' use_mtp and vLLM from 0.33",
+    "exaone": "Qwen3 and one sequential module, for transformers, vLLM and SGLang",
+    "mimo-drafter": "one sequential module alone, beside a Llama or Qwen2 that vLLM or SGLang serves",
     "medusa": "mlp and linear heads for vLLM",
     "consolidated": "params.json and consolidated.pth, a Llama with a layer for each head",
     "native": "what a source that ships modules published, under its own names",

@@ -71,6 +71,7 @@ def threads_of(processes: int) -> int:
 def _start(job: Job, slot: int, processes: int) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     environment["OMP_NUM_THREADS"] = str(threads_of(processes))
+    environment["PYTHONUNBUFFERED"] = "1"  # so that the last line of the log is the last word
     if devices := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(devices)))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot % devices]

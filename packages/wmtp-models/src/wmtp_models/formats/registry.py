@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from wmtp_models.formats import consolidated, hf, medusa, native, wmtp
+from wmtp_models.formats import consolidated, exaone, generic, hf, medusa, mimo_drafter, native, wmtp
 from wmtp_models.policy import MtpForCausalLM
 
 
@@ -23,7 +23,10 @@ class Format(Protocol):
 FORMATS: dict[str, Format] = {
     "hf": hf,
     "wmtp": wmtp,
+    "native": native,
+    "generic": generic,
+    "exaone": exaone,
+    "mimo-drafter": mimo_drafter,
     "medusa": medusa,
     "consolidated": consolidated,
-    "native": native,
 }

@@ -1,0 +1,73 @@
+"""Sequential modules as tensors: what the formats of servers have in common."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wmtp_core import UserError
+from wmtp_models.heads.sequential import SequentialHeads
+from wmtp_models.policy import MtpForCausalLM
+
+ATTENTION = {f"self_attn.{part}_proj.weight" for part in "qkvo"}
+QK_NORM = {f"self_attn.{part}_norm.weight" for part in "qk"}
+QKV_BIAS = {f"self_attn.{part}_proj.bias" for part in "qkv"}
+REST = {f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+REST |= {f"{part}.weight" for part in ("input_layernorm", "post_attention_layernorm")}
+REST |= {f"{part}.weight" for part in ("enorm", "hnorm", "eh_proj", "post_norm")}
+"""Of a module with a gated MLP: all that is not attention."""
+
+
+def sequential_heads(policy: MtpForCausalLM, form: str) -> SequentialHeads:
+    """Return the heads of a policy, if they are sequential.
+
+    Args:
+        policy: what is exported.
+        form: the name of the format, for the message.
+
+    Raises:
+        UserError: they are of another kind or of the source, or there is none, or their norms are not RMSNorm.
+    """
+    heads: Any = policy.heads
+    if not isinstance(heads, SequentialHeads) or not len(heads):
+        found = f"its heads are of the kind {policy.config.head_kind}" if len(heads) else "there is no head but head 0"
+        raise UserError(f"{form} holds sequential heads, and {found}: export to wmtp")
+    if policy.config.native is not None:
+        raise UserError(f"{form} holds modules made here, and these are of the model's source: export to native")
+    if not hasattr(policy.config.trunk, "rms_norm_eps"):
+        raise UserError(f"{form} holds modules whose norms are RMSNorm, as Llama's; export to wmtp")
+    return heads
+
+
+def module_weights(heads: SequentialHeads, depth: int) -> dict[str, Tensor]:
+    """Return the weights of the module at a depth from 1, those of its decoder layer without `block.` before them."""
+    state = heads.layers[min(depth, len(heads.layers)) - 1].state_dict()
+    return {name.removeprefix("block."): tensor for name, tensor in state.items()}
+
+
+def one_module(policy: MtpForCausalLM, form: str, *forms_of_attention: set[str]) -> dict[str, Tensor]:
+    """Return the weights of the module that a server applies at every depth.
+
+    Args:
+        policy: what is exported.
+        form: the name of the format, for the message.
+        forms_of_attention: the sets of names of attention's weights that the format can hold, beside `ATTENTION`.
+
+    Raises:
+        UserError: each depth has its own module, or its layer has other weights than the format holds.
+    """
+    heads = sequential_heads(policy, form)
+    if len(heads.layers) > 1:
+        raise UserError(f"{form} holds one module for all depths, and here each has its own: export to generic or wmtp")
+    weights = module_weights(heads, 1)
+    held = [ATTENTION | REST | more for more in forms_of_attention]
+    if weights.keys() not in held:
+        odd = sorted(weights.keys() ^ held[0])[0]
+        family = policy.config.trunk.model_type
+        raise UserError(f"{form} has no place for the layer of {family} ({odd}): export to generic or wmtp")
+    return weights
+
+
+def swap_inputs(projection: Tensor) -> Tensor:
+    """Return `eh_proj` for the hidden state before the embedding, `[D, 2D]`; ours reads the embedding first."""
+    return torch.cat(projection.chunk(2, dim=1)[::-1], dim=1)
