@@ -39,7 +39,7 @@ clean-demo:
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Without what starts a pipeline or several processes.
+# Without what starts a pipeline or several processes, or takes seconds.
 test-fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 

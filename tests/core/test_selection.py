@@ -177,6 +177,7 @@ def signals(ce, reference_ce, valid):
     return Signals(ce=ce, valid=valid, step=0, row_ids=row_ids, reference_ce=reference_ce)
 
 
+@pytest.mark.slow
 def test_two_ranks_select_as_one_process_does(over_two_ranks):
     """Uneven validity: one rank nearly empty, empty, or whole; and ties all over."""
     jobs, expected = [], []

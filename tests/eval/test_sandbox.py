@@ -170,6 +170,7 @@ def by_itself():
         yield folder
 
 
+@pytest.mark.slow
 def test_nothing_outlives_us_for_long(by_itself):
     program = "from sandbox import Sandbox\nSandbox(3, 512).run('while True: pass')"
     runner = subprocess.Popen([sys.executable, "-c", program], cwd=by_itself)

@@ -138,6 +138,7 @@ def test_samples_depend_on_the_seed_alone(generate: Call) -> None:
     assert text("--top-k", 1) == text()
 
 
+@pytest.mark.slow
 def test_compare_times_both_ways(generate: Call) -> None:
     code, _, metrics = generate("--prompt", "def f(", "--max-new-tokens", 20, "--compare")
     assert code == 0

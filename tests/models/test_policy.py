@@ -202,6 +202,7 @@ def test_saves_and_loads_exactly(
     assert torch.equal(policy(input_ids).values, loaded(input_ids).values)
 
 
+@pytest.mark.slow
 def test_round_trip_in_a_fresh_process(make_causal_lm: Make, input_ids: Tensor, tmp_path: Path) -> None:
     policy = diverge(MtpForCausalLM.wrap(make_causal_lm(tie_word_embeddings=True), value_head=True))
     policy.save_pretrained(tmp_path)

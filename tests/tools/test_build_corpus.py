@@ -72,6 +72,7 @@ def test_writes_every_split_and_a_manifest_that_counts_them(corpus: Path, splits
     assert 0.7 < manifest["files"]["train.jsonl"]["bytes"] / 600000 < 1.5
 
 
+@pytest.mark.slow
 def test_same_bytes_again_whatever_the_hash_seed(corpus: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(TOOLS / "build_corpus.py"), "--limit-bytes", "600000", "--output", "again"]
     environment = os.environ | {"PYTHONHASHSEED": "1234"}
@@ -170,6 +171,7 @@ def test_noise_has_its_share(splits: dict[str, Rows]) -> None:
     assert 0.45 < sum(any(span[2] in INSERTED for span in row["noise"]) for row in code) / len(code) < 0.75
 
 
+@pytest.mark.slow
 def test_replaces_its_own_folder_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine, other = tmp_path / "mine", tmp_path / "other"
     other.mkdir()

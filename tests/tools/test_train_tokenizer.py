@@ -61,6 +61,7 @@ def test_learns_words_of_the_text(tokenizer: PreTrainedTokenizerFast) -> None:
     assert len(tokenizer("    def __init__(self")["input_ids"]) <= 8
 
 
+@pytest.mark.slow
 def test_same_bytes_again_in_another_process(corpus: Path, folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, train_tokenizer.__file__, "--text", str(corpus / "train.jsonl")]
     command += ["--vocab-size", "1024", "--output", "again"]

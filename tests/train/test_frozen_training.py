@@ -26,6 +26,7 @@ def train_and_resume(make_trainer, tmp_path, **changes):
     make_trainer("halves", resume=True, **STEPS, **changes).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(
     "model",

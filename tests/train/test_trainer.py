@@ -106,6 +106,7 @@ def test_steps_are_those_of_the_definitions_by_brute_force(processes, make_train
         assert (found - before[name]).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize_by", ["valid", "selected"])
 @pytest.mark.parametrize("algo", ["rho1-wmtp", "critic-wmtp"])
 def test_how_a_step_is_cut_into_micro_batches_does_not_matter(
@@ -189,6 +190,7 @@ def test_the_reference_runs_once_a_micro_batch(make_trainer, write_deepspeed):
     assert calls == [0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_zero_stage_learns_the_same(make_trainer, write_deepspeed, stage):
     config = write_deepspeed(f"stage{stage}.json", stage=stage, train_batch_size=4)

@@ -35,6 +35,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("algo", ["rho1-wmtp", "critic-wmtp", "random"])
 def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(

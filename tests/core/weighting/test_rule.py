@@ -263,6 +263,7 @@ def test_documents_of_the_critic_are_isolated(advantage):
     assert not torch.equal(weights, changed)
 
 
+@pytest.mark.slow
 def test_two_ranks_whiten_as_one_process_does(over_two_ranks):
     both = example(0, rows=4)
     both.valid[:2, 3:] = False  # the first rank has fewer targets

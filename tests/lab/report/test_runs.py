@@ -23,6 +23,8 @@ def test_a_run_is_read_as_it_was_written(make_run: Any) -> None:
 
 def test_what_a_resumed_run_wrote_twice_counts_once(make_run: Any) -> None:
     folder = make_run(scalars={"ce/head_0": [(10, 8.0), (20, 7.0), (30, 99.0)]})
+    (first,) = (folder / "tensorboard").iterdir()
+    first.rename(first.with_name("events.out.tfevents.0000000001.first"))  # TensorBoard reads in the order of the names
     with SummaryWriter(str(folder / "tensorboard"), purge_step=21, filename_suffix=".later") as writer:
         writer.add_scalar("ce/head_0", 6.0, 30)
     (run,) = read_runs([folder])

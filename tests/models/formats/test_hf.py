@@ -41,6 +41,7 @@ def test_the_plain_model_comes_out_as_it_went_in(
     assert hf.unsupported_parts(policy) == ["heads 1 to 2", "the value head"]
 
 
+@pytest.mark.slow
 def test_transformers_loads_it_without_us(make_causal_lm: Make, input_ids: Tensor, tmp_path: Path) -> None:
     policy = MtpForCausalLM.wrap(make_causal_lm(), 3)
     hf.save(policy, tmp_path / "plain")

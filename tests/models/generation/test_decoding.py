@@ -55,6 +55,7 @@ def test_greedy_text_is_that_of_a_loop_without_a_cache(family: str, make_policy:
     assert generate(policy, [[11, 3]], 25).sequences == [tokens]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_greedy_text_under_any_circumstances(data: st.DataObject, make_policy: Make, plain_decoding: Decode) -> None:

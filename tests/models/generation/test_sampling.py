@@ -98,6 +98,7 @@ def test_values_out_of_bounds_are_refused(given: dict[str, float], said: str) ->
         Sampling(**given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.8, "temperature": 1.5}])
 def test_samples_have_the_plain_models_distribution(how: dict[str, Any]) -> None:
     assert chi_square(Sampling(**how, seed=3)) > 0.01
@@ -116,6 +117,7 @@ def redraw_from_the_target(
     return kept, draw(target[torch.arange(len(kept)), kept], generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", [keep_every_draft, redraw_from_the_target])
 def test_the_test_of_samples_finds_a_mistake(
     mistake: Callable[..., tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch

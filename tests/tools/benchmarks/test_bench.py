@@ -22,6 +22,7 @@ def small_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_benchmark, "CHECKED", StepShape(300, batch=2, length=24, hidden_size=32, layers=2))
 
 
+@pytest.mark.slow
 def test_a_quick_run_writes_what_it_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--output", str(tmp_path / "out"), "--quick"]) == 0
     printed = capsys.readouterr().out
