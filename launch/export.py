@@ -32,13 +32,16 @@ def make_parser() -> Parser:
 if __name__ == "__main__":
     answer_help(make_parser())
 
+import json
 import shutil
+from typing import Any
 
 import transformers
 from safetensors import SafetensorError
 
 from wmtp_core import UserError
 from wmtp_models import load_tokenizer, load_wmtp
+from wmtp_models.formats.model_card import write_model_card
 from wmtp_models.formats.registry import FORMATS
 from wmtp_train.atomic_io import commit_dir, partial_of, sync
 from wmtp_train.ranks.lifecycle import run
@@ -59,6 +62,7 @@ def main() -> None:
         partial.mkdir(parents=True)
         form.save(policy, partial)
         compared = form.check(policy, partial)
+        write_model_card(policy, partial, form.commands(policy), *read_record(Path(arguments.model)))
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         for path in partial.rglob("*"):
@@ -73,6 +77,39 @@ def main() -> None:
         print(f"not in it, as the format {arguments.format} has no place for it: {part}")
     if tokenizer is None:
         print(f"no tokenizer in {arguments.model}, so there is none in {arguments.output}")
+
+
+def read_record(model: Path) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
+    """Read what the run that a model folder lies in left beside it, for the model card; nothing where there is none.
+
+    Returns:
+        What it was made from and with, by a label; and by held-out set, the acceptance of each head's drafts.
+
+    Raises:
+        UserError: a file of the run cannot be read.
+    """
+    settings, metrics = (_read_json(model.parent / f"{name}.json") for name in ("settings", "evaluation"))
+    training = {}
+    if "algo" in settings:
+        training = {
+            "base model": settings["model"]["source"] or "none, trained from the start",
+            "algorithm": f"`{settings['algo']}`, {settings['steps']} steps",
+            "data": ", ".join(settings["data"]["train"]),
+        }
+    acceptance: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        held_out, _, metric = name.partition("/")
+        if metric.startswith("acceptance/head_") or metric == "tokens_per_forward":
+            label = metric.removeprefix("acceptance/").replace("_", " ")
+            acceptance.setdefault(held_out, {})[label] = value
+    return training, acceptance
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read for the model card ({error}): mend it or move it away") from error
 
 
 if __name__ == "__main__":

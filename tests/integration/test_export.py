@@ -90,6 +90,29 @@ def test_hf_from_the_shell(models: Callable[..., Path], tmp_path: Path, call: Ca
     assert AutoTokenizer.from_pretrained(tmp_path / "plain").eos_token == "<eos>"
 
 
+def test_the_model_card_says_what_the_run_left_on_record(models, export, tmp_path: Path) -> None:
+    folder = models("sequential")
+    export(folder, "generic", tmp_path / "alone")
+    card = (tmp_path / "alone" / "README.md").read_text()
+    assert card.startswith("# llama with 3 heads for future tokens\n")
+    assert "of the kind `sequential`, one module for all depths" in card
+    assert "is not on record" in card
+    assert '"num_speculative_tokens": 2}' in card, "as many as there are heads to draft"
+    settings = {"algo": "rho1-wmtp", "steps": 7, "model": {"source": "some/base"}, "data": {"train": ["a.jsonl"]}}
+    (folder.parent / "settings.json").write_text(json.dumps(settings))
+    metrics = {"clean/ce/head_0": 3.0, "clean/acceptance/head_1": 0.5, "clean/tokens_per_forward": 1.5}
+    (folder.parent / "evaluation.json").write_text(json.dumps(metrics))
+    export(folder, "generic", tmp_path / "of_a_run")
+    card = (tmp_path / "of_a_run" / "README.md").read_text()
+    assert "| base model | some/base |" in card
+    assert "| algorithm | `rho1-wmtp`, 7 steps |" in card
+    assert "| held-out set | head 1 | tokens per forward |\n|---|--:|--:|\n| clean | 0.500 | 1.500 |" in card
+    (folder.parent / "settings.json").write_text("{")
+    with pytest.raises(UserError, match=r"settings\.json cannot be read for the model card"):
+        export(folder, "generic", tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
+
+
 def test_consolidated_and_on_to_wmtp_is_where_one_began(models, export, tmp_path: Path) -> None:
     folder = models("layer")
     assert "the logits of 3 heads are equal to the bit" in export(folder, "consolidated", tmp_path / "published")

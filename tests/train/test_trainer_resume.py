@@ -19,6 +19,8 @@ from wmtp_train.data.loading import data_spec, load_sources, tokenizer_from_sett
 from wmtp_train.data.scoring import ScoringJob
 from wmtp_train.step import Step
 
+pytestmark = pytest.mark.slow
+
 
 def cut_off(finished: Path, folder: Path, step: int) -> None:
     """Makes `folder` what `finished` was when a kill after `step` steps and their checkpoint ended it."""
@@ -35,7 +37,6 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("algo", ["rho1-wmtp", "critic-wmtp", "random"])
 def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(

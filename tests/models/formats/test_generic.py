@@ -53,7 +53,6 @@ def test_transformers_drafts_with_the_modules_and_tells_the_trunks_text(
     assert len(calls) <= 24
     assert len(calls) < 24 or family == "qwen3", "some drafts were accepted"
     assert model.config.num_mtp_layers == 2
-    assert (tmp_path / "out" / "README.md").read_text().startswith(f"# {family} with 3 heads")
 
 
 def test_a_module_that_was_damaged_is_noticed(make_policy: Callable[..., MtpForCausalLM], tmp_path: Path) -> None:

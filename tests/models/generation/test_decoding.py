@@ -88,6 +88,7 @@ def test_a_prompt_that_ends_in_eos_goes_on(make_policy: Make) -> None:
     assert len(generate(make_policy(), [[1, 2]], 5, eos_token_ids=[2]).sequences[0]) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_exact_too(
     family: str, dtype: torch.dtype, make_policy: Make, plain_decoding: Decode, prompts: Sequences
@@ -99,6 +100,7 @@ def test_half_precision_is_exact_too(
     assert generate(policy, prompts, 20, exact=False).tie_forwards == 0
 
 
+@pytest.mark.slow
 def test_of_tied_tokens_the_lower_is_taken(
     family: str, make_policy: Make, plain_decoding: Decode, prompts: Sequences
 ) -> None:

@@ -53,8 +53,8 @@ def test_a_frozen_head_0_costs_no_gradient(
 ) -> None:
     arriving: dict[str, Tensor] = {}
 
-    def spy(hidden: Tensor, weight: Tensor, targets: Tensor, hint: GradientHint) -> Tensor:
-        ce = linear_cross_entropy(hidden, weight, targets, hint=hint)
+    def spy(hidden: Tensor, weight: Tensor, targets: Tensor, hint: GradientHint, **how: Any) -> Tensor:
+        ce = linear_cross_entropy(hidden, weight, targets, hint=hint, **how)
         arriving["hinted"] = hint.per_head
         ce.register_hook(lambda grad: arriving.update(real=grad.view(-1, 3)))
         return ce

@@ -20,12 +20,6 @@ def test_every_supported_family_passes(family: str, make_causal_lm: Make) -> Non
 @pytest.mark.parametrize(
     ("model_type", "extra", "reason"),
     [
-        (
-            "gemma2",
-            {"num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 3.0},
-            "logits are not the plain",
-        ),
-        ("cohere", {"num_key_value_heads": 2}, "logits are not the plain"),
         ("falcon", {"ffn_hidden_size": 48}, "documents packed into a row see each other"),
         ("bloom", {"n_layer": 2, "n_head": 4}, "documents packed into a row see each other"),
     ],

@@ -158,6 +158,7 @@ def test_ranks_one_after_the_other(tmp_path: Path, prepared: PreparedData) -> No
     assert stored(tmp_path / "s", prepared) == expected(prepared)
 
 
+@pytest.mark.slow
 def test_two_ranks_of_torch_distributed_at_once(two_ranks: Path, tmp_path: Path) -> None:
     prepared = PreparedData.load((two_ranks / "prepared-0").read_text())
     assert stored(two_ranks / "scores", prepared) == expected(prepared)

@@ -114,6 +114,7 @@ def test_figures_are_those_of_a_loop_over_every_target(evaluate_all, random_micr
     assert evaluate_all(micro_batches, weighting) == pytest.approx(brute_force(micro_batches, weighting), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_ranks_find_the_figures_of_both_together(random_micro_batch, tmp_path):
     everything = [random_micro_batch(seed) for seed in range(4)]
     _, output, inputs = everything[0]

@@ -8,6 +8,7 @@ from wmtp_core.errors import UserError
 from wmtp_core.losses.dense import compute_mtp_selective_weights, compute_weighted_mtp_loss, dense_cross_entropy
 from wmtp_core.losses.fused import linear_cross_entropy
 from wmtp_core.losses.hints import GradientHint, WeightHint
+from wmtp_core.losses.logit_transform import LogitTransform
 from wmtp_core.losses.weighted import weighted_mtp_loss
 from wmtp_core.selection import compute_rho1_stats, excess_loss, select_by_excess
 from wmtp_core.targets import mtp_targets, shift_to_heads
@@ -24,6 +25,7 @@ __all__ = [
     "GradientPlan",
     "HeadWeighting",
     "LabelledWeighting",
+    "LogitTransform",
     "RandomWeighting",
     "Rho1Weighting",
     "SoftmaxExcessWeighting",

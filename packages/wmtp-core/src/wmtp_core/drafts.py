@@ -4,22 +4,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from wmtp_core.losses.logit_transform import IDENTITY, LogitTransform
 from wmtp_core.losses.logits_chunk import rows_per_chunk
 from wmtp_core.targets import shift_to_heads
 
 
 @torch.no_grad()
-def linear_argmax(hidden: Tensor, weight: Tensor) -> Tensor:
+def linear_argmax(hidden: Tensor, weight: Tensor, transform: LogitTransform = IDENTITY) -> Tensor:
     """Return the most probable token of every row, without ever holding more than a chunk of `hidden @ weight.T`.
 
     Args:
         hidden: `[N, D]`, normed hidden states.
         weight: `[V, D]`, the unembedding.
+        transform: from the product to the logits, which can make two of them equal.
 
     Returns:
         int64 `[N]`, in 0 … V−1.
     """
-    return torch.cat([(rows @ weight.T).argmax(dim=-1) for rows in hidden.split(rows_per_chunk(weight))])
+    chunks = hidden.split(rows_per_chunk(weight))
+    return torch.cat([transform(rows @ weight.T).argmax(dim=-1) for rows in chunks])
 
 
 def accepted_drafts(predicted: Tensor) -> Tensor:

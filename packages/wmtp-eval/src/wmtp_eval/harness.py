@@ -92,9 +92,9 @@ class PolicyLM(TemplateLM):
         ).last_hidden_state  # [B, S, D], of the trunk and head 0 alone
         hidden = torch.cat([s[len(row) - 1 - n : len(row) - 1] for s, row, n in zip(states, rows, counts, strict=True)])
         targets = torch.cat([row[len(row) - n :] for row, n in zip(rows, counts, strict=True)])  # [N]
-        weight = self.policy.trunk.weight
-        losses: Tensor = linear_cross_entropy(hidden, weight, targets)
-        right = linear_argmax(hidden, weight) == targets
+        weight, transform = self.policy.trunk.weight, self.policy.trunk.transform
+        losses: Tensor = linear_cross_entropy(hidden, weight, targets, transform=transform)
+        right = linear_argmax(hidden, weight, transform) == targets
         sums = [-part.sum().item() for part in losses.split(counts)]
         return sums, [bool(part.all()) for part in right.split(counts)]
 

@@ -170,10 +170,11 @@ class MtpForCausalLM(PreTrainedModel):
         if hint is not None and frozen:
             hint = replace(hint, per_head=pad(hint.per_head[1:], (1, 0)))
         hidden = torch.stack(states, dim=2)  # [B, S, H, D]
-        ce = linear_cross_entropy(hidden.flatten(0, 2), weight, targets.flatten(), hint=hint).view_as(targets)
+        flat, transform = hidden.flatten(0, 2), self.trunk.transform
+        ce = linear_cross_entropy(flat, weight, targets.flatten(), hint=hint, transform=transform).view_as(targets)
         if frozen:  # or losses of head 0 would cost gradients that lead nowhere
             ce = torch.cat([ce[..., :1].detach(), ce[..., 1:]], dim=-1)
-        predicted = linear_argmax(hidden.flatten(0, 2), weight).view_as(targets) if predict else None
+        predicted = linear_argmax(flat, weight, transform).view_as(targets) if predict else None
         auxiliary = None if self.router_loss is None else self.router_loss(router_logits, attention_mask)
         return MtpOutput(ce=ce, valid=valid, values=values, predicted=predicted, auxiliary_loss=auxiliary)
 
@@ -187,8 +188,7 @@ class MtpForCausalLM(PreTrainedModel):
         """Return the logits of all heads, float32 `[B, S, H, V]`, for inference and tests; arguments as `forward`'s."""
         position_ids, _ = infer_layout(position_ids, document_ids, attention_mask)
         hidden = torch.stack(self._forward_heads(input_ids, position_ids), dim=2)  # [B, S, H, D]
-        logits: Tensor = self.trunk.unembedding(hidden)
-        return logits.float()
+        return self.trunk.logits(hidden).float()
 
     def _forward_heads(self, input_ids: Tensor, position_ids: Tensor | None) -> list[Tensor]:
         """Return the normed hidden states of every head, `[B, S, D]` each, in one forward of the trunk."""

@@ -73,7 +73,9 @@ class ReferenceModel(nn.Module):
         hidden = self.causal_lm.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).last_hidden_state  # [B, S, D]
-        ce = linear_cross_entropy(hidden.flatten(0, 1), self.trunk.weight, targets.flatten()).view_as(input_ids)
+        weight, transform = self.trunk.weight, self.trunk.transform
+        ce = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), transform=transform)
+        ce = ce.view_as(input_ids)
         return nn.functional.pad(ce[:, :-1], (1, 0))  # from the position that predicts to the token predicted
 
     @torch.no_grad()

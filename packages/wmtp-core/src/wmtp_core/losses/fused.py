@@ -21,6 +21,7 @@ from torch import Tensor
 
 from wmtp_core.errors import UserError
 from wmtp_core.losses.hints import GradientHint
+from wmtp_core.losses.logit_transform import IDENTITY, LogitTransform
 from wmtp_core.losses.logits_chunk import LogitsChunk, chunked_logits, on_accelerator, rows_per_chunk
 
 # A hinted gradient within a few roundings of the real one is the real one: the two are products in another order.
@@ -28,7 +29,12 @@ _TOLERANCE = 1e-6
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, hint: GradientHint | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int = -100,
+    hint: GradientHint | None = None,
+    transform: LogitTransform = IDENTITY,
 ) -> Tensor:
     """Return the per-token cross-entropy of `hidden @ weight.T` without ever holding more than a chunk of the logits.
 
@@ -40,6 +46,7 @@ def linear_cross_entropy(
         targets: int64 `[N]`.
         ignore_index: rows of this target cost nothing and have loss 0.
         hint: decides when gradients are formed, and never what they are.
+        transform: from that product to the logits, computed in float32.
 
     Returns:
         float32 `[N]`, differentiable once in `hidden` and `weight`.
@@ -64,14 +71,20 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled() or not len(hidden) or hidden.dtype == torch.float16:
         hint = None
     with torch.autocast(device, enabled=False):
-        result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index, hint)
+        result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index, hint, transform)
     return result
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, hint: GradientHint | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        ignore_index: int,
+        hint: GradientHint | None,
+        transform: LogitTransform,
     ) -> Tensor:
         valid = targets != ignore_index
         targets = targets.where(valid, 0)
@@ -81,7 +94,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         heads = torch.arange(horizon, device=hidden.device)
         count = len(hidden) // horizon
         chunks = max(1, min(count, -(-len(hidden) // rows_per_chunk(weight))))
-        logits = chunked_logits(weight, -(-count // chunks) * horizon)
+        logits = chunked_logits(weight, -(-count // chunks) * horizon, transform)
         for i in range(chunks):
             positions = torch.arange(i, count, chunks, device=hidden.device)  # [c]
             in_chunk = (positions[:, None] * horizon + heads).flatten()  # [c·H]
@@ -95,12 +108,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 formed.take_hint(in_chunk, (weights * hint.per_head).flatten().where(finite, 0))
                 formed.add(chunk, rows, formed.select_rows(rows, hint.weights.share), formed.hinted)
         ctx.save_for_backward(hidden, weight, targets, valid)
-        ctx.formed = formed
+        ctx.formed, ctx.transform = formed, transform
         return ce
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_ce: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad_ce: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden, weight, targets, valid = ctx.saved_tensors
         grad = grad_ce.where(valid, 0)
         # What was formed ahead is spent by the first backward; one more over a retained graph forms everything anew.
@@ -110,14 +123,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         else:
             gradients = _Gradients(hidden, weight, ctx.needs_input_grad)
         max_rows = min(rows_per_chunk(weight), max(1, len(hidden)))
-        logits = chunked_logits(weight, max_rows)
+        logits = chunked_logits(weight, max_rows, ctx.transform)
         hinted = gradients.hinted != 0
         # A row that was hinted lacks only a part of the weight's gradient; one that was not lacks everything.
         for missing, hidden_too in (((grad != 0) & hinted), False), (((grad != 0) & ~hinted), True):
             for rows in missing.nonzero().squeeze(-1).split(max_rows):
                 if len(rows):
                     gradients.add(logits.form(hidden[rows], targets[rows]), rows, None, grad, hidden_too)
-        return gradients.grad_hidden, gradients.grad_weight_as(weight.dtype), None, None, None
+        return gradients.grad_hidden, gradients.grad_weight_as(weight.dtype), None, None, None, None
 
 
 class _Gradients:

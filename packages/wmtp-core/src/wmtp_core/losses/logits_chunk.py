@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from wmtp_core.losses.logit_transform import IDENTITY, LogitTransform
+
 
 class LogitsChunk(Protocol):
     """The logits of some rows. It lives in its `ChunkedLogits`' buffers until that forms the next one."""
@@ -18,7 +20,9 @@ class LogitsChunk(Protocol):
     """float32 `[r]`, the cross-entropy of each row."""
 
     def gradients(self, kept: Tensor | None, grad_losses: Tensor) -> Tensor:
-        """Return the gradients of the logits: grad_loss · (softmax − 1 at the target). It may be asked for once.
+        """Return the gradients of `hidden @ weight.T`. It may be asked for once.
+
+        That is grad_loss · (softmax − 1 at the target), times the derivative of the transform.
 
         Args:
             kept: int64 `[k]`, which rows, ascending; None: all of them.
@@ -31,17 +35,18 @@ class LogitsChunk(Protocol):
 
 
 class ChunkedLogits:
-    """Forms chunks of `hidden @ weight.T`, one after the other, in float32.
+    """Forms chunks of transformed `hidden @ weight.T`, one after the other, in float32.
 
     Losses are those of `torch.nn.functional.cross_entropy` to the bit.
 
     Args:
         weight: `[V, D]`, the unembedding.
         rows: the most rows of a chunk.
+        transform: from the product to the logits.
     """
 
-    def __init__(self, weight: Tensor, rows: int) -> None:
-        self.weight, self.rows = weight, rows
+    def __init__(self, weight: Tensor, rows: int, transform: LogitTransform = IDENTITY) -> None:
+        self.weight, self.rows, self.transform = weight, rows, transform
         self._buffers: dict[str, Tensor] = {}
 
     def form(self, hidden: Tensor, targets: Tensor) -> LogitsChunk:
@@ -51,8 +56,7 @@ class ChunkedLogits:
             torch.mm(hidden, self.weight.T, out=logits)
         else:
             logits.copy_(torch.mm(hidden, self.weight.T, out=self.buffer("product", len(hidden), hidden.dtype)))
-        log_probabilities = torch.log_softmax(logits, dim=-1, out=logits)  # [r, V], as F.cross_entropy does it
-        return _SoftmaxInPlace(self, log_probabilities, targets)
+        return _SoftmaxInPlace(self, self.transform.apply_(logits), targets)
 
     def buffer(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
         """Return `[rows, V]` of memory that the next caller of this name gets again."""
@@ -64,24 +68,42 @@ class ChunkedLogits:
 
 
 class _SoftmaxInPlace:
-    def __init__(self, logits: ChunkedLogits, log_probabilities: Tensor, targets: Tensor) -> None:
-        self._logits, self._log_probabilities, self._targets = logits, log_probabilities, targets
-        self.losses = -log_probabilities.gather(1, targets[:, None]).squeeze(1)
+    def __init__(self, buffers: ChunkedLogits, logits: Tensor, targets: Tensor) -> None:
+        self._logits, self._targets, self._transform = buffers, targets, buffers.transform
+        at_target = logits.gather(1, targets[:, None]) if self._transform.softcap is not None else None
+        self._log_probabilities = torch.log_softmax(logits, dim=-1, out=logits)  # [r, V], as F.cross_entropy does it
+        self.losses = -self._log_probabilities.gather(1, targets[:, None]).squeeze(1)
+        # With these, a log-probability is again the logit that the derivative of the cap is of.
+        self._normalizers = None if at_target is None else at_target.squeeze(1) + self.losses
 
     def gradients(self, kept: Tensor | None, grad_losses: Tensor) -> Tensor:
-        gradients, targets = self._log_probabilities, self._targets
+        gradients, targets, normalizers = self._log_probabilities, self._targets, self._normalizers
         if kept is not None:
             out = self._logits.buffer("kept", len(kept), torch.float32)
             gradients, targets = torch.index_select(gradients, 0, kept, out=out), targets[kept]
+            normalizers = None if normalizers is None else normalizers[kept]
+        if self._transform.scale != 1:
+            grad_losses = grad_losses * self._transform.scale
+        softcap, derivative = self._transform.softcap, None
+        if softcap is not None and normalizers is not None:
+            derivative = self._derivative_of_cap(gradients, normalizers, softcap)
         # On a CPU torch's softmax adds its terms one after the other, and is off by 3e-5 for 128k of them. The sum of
         # what it gave is added up in pairs, and corrects that.
         gradients.exp_()
         gradients.mul_((grad_losses / gradients.sum(dim=-1))[:, None])
         gradients[torch.arange(len(targets)), targets] -= grad_losses
+        if derivative is not None:
+            gradients.mul_(derivative)
         weight = self._logits.weight
         if weight.dtype == torch.float32:
             return gradients
         return self._logits.buffer("product", len(gradients), weight.dtype).copy_(gradients)
+
+    def _derivative_of_cap(self, log_probabilities: Tensor, normalizers: Tensor, softcap: float) -> Tensor:
+        """Return 1 − (z / cap)² of the capped logits z, float32 `[k, V]`."""
+        z = self._logits.buffer("derivative", len(log_probabilities), torch.float32).copy_(log_probabilities)
+        z.add_(normalizers[:, None]).div_(softcap)
+        return z.square_().neg_().add_(1)
 
 
 class CompiledChunkedLogits(ChunkedLogits):
@@ -99,20 +121,22 @@ class CompiledChunkedLogits(ChunkedLogits):
 class _CompiledChunk:
     def __init__(self, buffers: ChunkedLogits, logits: Tensor, targets: Tensor) -> None:
         self._buffers, self._logits, self._targets = buffers, logits, targets
-        self.losses, self._peaks, self._sums = _compiled(_losses)(logits, targets)
+        self._how = (buffers.transform.scale, buffers.transform.softcap)
+        self.losses, self._peaks, self._sums = _compiled(_losses)(logits, targets, *self._how)
 
     def gradients(self, kept: Tensor | None, grad_losses: Tensor) -> Tensor:
         if kept is None:
             write, scales = _compiled(_write_gradients), grad_losses / self._sums
-            return write(self._logits, self._logits, self._peaks, scales, self._targets, grad_losses)
+            return write(self._logits, self._logits, self._peaks, scales, self._targets, grad_losses, *self._how)
         write, scales = _compiled(_write_kept_gradients), grad_losses / self._sums[kept]
         out = self._buffers.buffer("kept", len(kept), self._logits.dtype)
-        return write(out, self._logits, kept, self._peaks[kept], scales, self._targets[kept], grad_losses)
+        targets = self._targets[kept]
+        return write(out, self._logits, kept, self._peaks[kept], scales, targets, grad_losses, *self._how)
 
 
-def chunked_logits(weight: Tensor, rows: int) -> ChunkedLogits:
+def chunked_logits(weight: Tensor, rows: int, transform: LogitTransform = IDENTITY) -> ChunkedLogits:
     """Return what forms chunks of at most `rows` rows on the weight's device."""
-    return (CompiledChunkedLogits if on_accelerator(weight) else ChunkedLogits)(weight, rows)
+    return (CompiledChunkedLogits if on_accelerator(weight) else ChunkedLogits)(weight, rows, transform)
 
 
 def on_accelerator(tensor: Tensor) -> bool:
@@ -136,26 +160,37 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
 
 
-def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _losses(logits: Tensor, targets: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return losses, and of each row the largest logit and the sum of exp(logit − largest).
 
     As one number they would round.
     """
-    peaks = logits.amax(dim=-1).float()
-    shifted = logits.float() - peaks[:, None]
+    transformed = LogitTransform(scale, softcap)(logits.float())
+    peaks = transformed.amax(dim=-1)
+    shifted = transformed - peaks[:, None]
     sums = shifted.exp().sum(dim=-1)
     return (sums.log() - shifted.gather(1, targets[:, None]).squeeze(1)).clamp(min=0), peaks, sums
 
 
 def _write_gradients(
-    out: Tensor, logits: Tensor, peaks: Tensor, scales: Tensor, targets: Tensor, grad_losses: Tensor
+    out: Tensor,
+    logits: Tensor,
+    peaks: Tensor,
+    scales: Tensor,
+    targets: Tensor,
+    grad_losses: Tensor,
+    scale: float,
+    softcap: float | None,
 ) -> Tensor:
     at_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]  # [k, V]
-    scaled = (logits.float() - peaks[:, None]).exp() * scales[:, None]
-    return out.copy_((scaled - at_target * grad_losses[:, None]).where(grad_losses[:, None] != 0, 0))
+    transformed = LogitTransform(scale, softcap)(logits.float())
+    gradients = (transformed - peaks[:, None]).exp() * scales[:, None] - at_target * grad_losses[:, None]
+    if scale != 1:
+        gradients = gradients * scale
+    if softcap is not None:
+        gradients = gradients * (1 - (transformed / softcap).square())
+    return out.copy_(gradients.where(grad_losses[:, None] != 0, 0))
 
 
-def _write_kept_gradients(
-    out: Tensor, logits: Tensor, kept: Tensor, peaks: Tensor, scales: Tensor, targets: Tensor, grad_losses: Tensor
-) -> Tensor:
-    return _write_gradients(out, logits[kept], peaks, scales, targets, grad_losses)
+def _write_kept_gradients(out: Tensor, logits: Tensor, kept: Tensor, *others: Any) -> Tensor:
+    return _write_gradients(out, logits[kept], *others)

@@ -79,6 +79,11 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     return [part for part, there in parts.items() if there]
 
 
+def commands(policy: MtpForCausalLM) -> dict[str, str]:
+    """Return how it is decoded: no server reads it."""
+    return {"WMTP": "python launch/generate.py --model FOLDER --prompt TEXT"}
+
+
 def save(policy: MtpForCausalLM, folder: Path) -> None:
     """Write both files; tied embeddings become two equal matrices, since the format knows no tying.
 

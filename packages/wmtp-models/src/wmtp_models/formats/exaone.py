@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 
 from wmtp_core import UserError
 from wmtp_models.formats import hf
-from wmtp_models.formats.model_card import write_model_card
 from wmtp_models.formats.modules import QK_NORM, one_module
 from wmtp_models.formats.roundtrip import probe, require_close, require_same_weights
 from wmtp_models.policy import MtpForCausalLM
@@ -40,6 +39,11 @@ _COMMANDS = {
 def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     """Return what the format has no place for."""
     return [] if policy.value_head is None else ["the value head"]
+
+
+def commands(policy: MtpForCausalLM) -> dict[str, str]:
+    """Return how servers, by name and version, are started with the folder."""
+    return _COMMANDS
 
 
 def save(policy: MtpForCausalLM, folder: Path) -> None:
@@ -75,7 +79,6 @@ def save(policy: MtpForCausalLM, folder: Path) -> None:
         "topk_group": 1,
     }
     path.write_text(json.dumps(config, indent=2) + "\n")
-    write_model_card(policy, folder, _COMMANDS)
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from wmtp_core import UserError
 from wmtp_models.formats import hf
-from wmtp_models.formats.model_card import write_model_card
 from wmtp_models.formats.modules import module_weights, sequential_heads
 from wmtp_models.formats.roundtrip import probe, require_same_weights
 from wmtp_models.heads.sequential import SequentialHeads
@@ -50,6 +49,11 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     return [] if policy.value_head is None else ["the value head"]
 
 
+def commands(policy: MtpForCausalLM) -> dict[str, str]:
+    """Return how servers, by name and version, are started with the folder."""
+    return {server: command.format(depths=policy.config.horizon - 1) for server, command in _COMMANDS.items()}
+
+
 def save(policy: MtpForCausalLM, folder: Path) -> None:
     """Write the plain model, and beside its weights those of the modules.
 
@@ -76,7 +80,6 @@ def save(policy: MtpForCausalLM, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     names = {"base": type(plain.base_model).__name__, "causal_lm": type(plain).__name__}
     (folder / CODE).write_text(_CODE.format(ignored=_IGNORED, **names))
-    write_model_card(policy, folder, {who: how.format(depths=len(heads)) for who, how in _COMMANDS.items()})
 
 
 @torch.no_grad()

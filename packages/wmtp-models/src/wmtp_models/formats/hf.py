@@ -18,6 +18,14 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     return heads if policy.value_head is None else [*heads, "the value head"]
 
 
+def commands(policy: MtpForCausalLM) -> dict[str, str]:
+    """Return how servers, by name and version, are started with the folder."""
+    return {
+        "transformers": "AutoModelForCausalLM.from_pretrained(FOLDER)",
+        "vLLM, where it knows the architecture": "vllm serve FOLDER",
+    }
+
+
 def save(policy: MtpForCausalLM, folder: Path, extra: dict[str, Tensor] | None = None, stacked: bool = False) -> None:
     """Write what any program that knows the trunk's architecture loads.
 

@@ -32,16 +32,24 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     return [trunk] if policy.value_head is None else [trunk, "the value head"]
 
 
+def commands(policy: MtpForCausalLM) -> dict[str, str]:
+    """Return how servers, by name and version, are started with the folder."""
+    config = f'{{"method": "medusa", "model": "FOLDER", "num_speculative_tokens": {policy.config.horizon - 1}}}'
+    return {"vLLM up to 0.32 (TRUNK is the --format hf)": f"vllm serve TRUNK --speculative-config '{config}'"}
+
+
 def save(policy: MtpForCausalLM, folder: Path) -> None:
     """Write config.json and model.safetensors.
 
     Raises:
-        UserError: the heads are of another kind, or there is none beside head 0.
+        UserError: the heads are of another kind, or there is none beside head 0; or logits are scaled or capped.
     """
     if not isinstance(policy.heads, MedusaHeads) or not len(policy.heads):
         kind = f"its heads are of the kind {policy.config.head_kind}"
         reason = "there is no head but head 0" if policy.config.horizon == 1 else kind
         raise UserError(f"medusa holds heads of the kinds mlp and linear, and {reason}: export to wmtp")
+    if not policy.trunk.transform.is_identity:
+        raise UserError("medusa holds heads of trunks whose logits are neither scaled nor capped: export to wmtp")
     save_file(_weights(policy), folder / WEIGHTS, metadata={"format": "pt"})
     mlp = policy.config.head_kind == "mlp"
     unembedding = policy.trunk.unembedding

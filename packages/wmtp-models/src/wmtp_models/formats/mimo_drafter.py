@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
 
 from wmtp_core import UserError
-from wmtp_models.formats.model_card import write_model_card
 from wmtp_models.formats.modules import QKV_BIAS, one_module, swap_inputs
 from wmtp_models.formats.roundtrip import head_logits, probe, require_close, require_same_weights
 from wmtp_models.policy import MtpForCausalLM
@@ -61,6 +60,11 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     return [trunk] if policy.value_head is None else [trunk, "the value head"]
 
 
+def commands(policy: MtpForCausalLM) -> dict[str, str]:
+    """Return how servers, by name and version, are started with the folder."""
+    return _COMMANDS
+
+
 def save(policy: MtpForCausalLM, folder: Path) -> None:
     """Write the module.
 
@@ -69,7 +73,6 @@ def save(policy: MtpForCausalLM, folder: Path) -> None:
     """
     save_file(_weights(policy), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_config(policy), indent=2) + "\n")
-    write_model_card(policy, folder, _COMMANDS)
 
 
 @torch.no_grad()

@@ -1,34 +1,62 @@
-"""The README.md of an exported folder: what is in it, and how it is served."""
+"""The README.md of an exported folder: what is in it, how it was trained, and how it is served."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from wmtp_models.policy import MtpForCausalLM
 
-_CARD = """# {family} with {heads} heads for future tokens
 
-Written by WMTP. The trunk is a `{family}`; heads 1 to {last} are of the kind `{kind}`{shared}, and draft the tokens
-that the trunk then verifies: the text is the trunk's own.
-
-{commands}"""
-
-
-def write_model_card(policy: MtpForCausalLM, folder: Path, commands: dict[str, str]) -> None:
+def write_model_card(
+    policy: MtpForCausalLM,
+    folder: Path,
+    commands: Mapping[str, str],
+    training: Mapping[str, str],
+    acceptance: Mapping[str, Mapping[str, float]],
+) -> None:
     """Write the card.
 
     Args:
         policy: what was exported.
         folder: where to.
         commands: by server and version, how it is started with this folder.
+        training: what the model was made from and with, by a label.
+        acceptance: by held-out set, the share of each head's drafts that were accepted, and the tokens per forward.
     """
+    sections = [_heading(policy), _training(training)]
+    if acceptance:
+        sections.append(_acceptance(acceptance))
+    if commands:
+        blocks = "\n\n".join(f"{server}:\n\n```\n{command}\n```" for server, command in commands.items())
+        sections.append(f"## How to serve it\n\n{blocks}")
+    (folder / "README.md").write_text("\n\n".join(sections) + "\n")
+
+
+def _heading(policy: MtpForCausalLM) -> str:
     config = policy.config
-    shared = ", one module for all depths" if config.shared_module else ", a module for each depth"
-    blocks = [f"{server}:\n\n```\n{command}\n```\n" for server, command in commands.items()]
-    text = _CARD.format(
-        family=config.trunk.model_type,
-        heads=config.horizon,
-        last=config.horizon - 1,
-        kind=config.head_kind,
-        shared=shared,
-        commands="\n".join(blocks),
+    family, last = config.trunk.model_type, config.horizon - 1
+    if not last:
+        return f"# {family}\n\nExported by WMTP. It predicts one token, as it has no later heads."
+    shared = ""
+    if config.head_kind == "sequential":
+        shared = ", one module for all depths" if config.shared_module else ", a module for each depth"
+    return (
+        f"# {family} with {config.horizon} heads for future tokens\n\nExported by WMTP. The trunk is a `{family}`; "
+        f"heads 1 to {last} are of the kind `{config.head_kind}`{shared}. Where a server drafts with them, the trunk "
+        "verifies every token."
     )
-    (folder / "README.md").write_text(text)
+
+
+def _training(training: Mapping[str, str]) -> str:
+    if not training:
+        return "How it was trained is not on record beside the model that was exported."
+    return "\n".join(["| | |", "|---|---|", *(f"| {label} | {text} |" for label, text in training.items())])
+
+
+def _acceptance(acceptance: Mapping[str, Mapping[str, float]]) -> str:
+    columns = list(dict.fromkeys(column for row in acceptance.values() for column in row))
+    rows = [["held-out set", *columns]]
+    rows += [[name, *(f"{row[c]:.3f}" if c in row else "" for c in columns)] for name, row in acceptance.items()]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "|---|" + "--:|" * len(columns))
+    table = "\n".join(lines)
+    return f"## Acceptance\n\nThe share of each head's drafts that the trunk accepted in greedy decoding:\n\n{table}"

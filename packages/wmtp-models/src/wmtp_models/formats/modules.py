@@ -32,6 +32,8 @@ def sequential_heads(policy: MtpForCausalLM, form: str) -> SequentialHeads:
     if not isinstance(heads, SequentialHeads) or not len(heads):
         found = f"its heads are of the kind {policy.config.head_kind}" if len(heads) else "there is no head but head 0"
         raise UserError(f"{form} holds sequential heads, and {found}: export to wmtp")
+    if not policy.trunk.transform.is_identity:
+        raise UserError(f"{form} holds modules of trunks whose logits are neither scaled nor capped: export to wmtp")
     if policy.config.native is not None:
         raise UserError(f"{form} holds modules made here, and these are of the model's source: export to native")
     if not hasattr(policy.config.trunk, "rms_norm_eps"):

@@ -23,6 +23,16 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     return [part for part, there in parts.items() if there]
 
 
+def commands(policy: MtpForCausalLM) -> dict[str, str]:
+    """Return how servers, by name and version, are started with the folder."""
+    return {
+        "transformers 5.23, where it knows the modules": "model.generate(..., use_mtp=True)",
+        "vLLM, where it knows the family": (
+            'vllm serve FOLDER --speculative-config \'{"method": "mtp", "num_speculative_tokens": 1}\''
+        ),
+    }
+
+
 def save(policy: MtpForCausalLM, folder: Path) -> None:
     """Write what any program that knows the source loads, and drafts with its modules.
 

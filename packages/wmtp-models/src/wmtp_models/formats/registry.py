@@ -13,6 +13,9 @@ class Format(Protocol):
     def unsupported_parts(self, policy: MtpForCausalLM) -> list[str]:
         """Return the parts of a model that the format has no place for."""
 
+    def commands(self, policy: MtpForCausalLM) -> dict[str, str]:
+        """Return how servers, by name and version, are started with the folder; empty where none reads it."""
+
     def save(self, policy: MtpForCausalLM, folder: Path) -> None:
         """Write all the rest into an empty folder, or raise a `UserError`."""
 

@@ -11,6 +11,11 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
     return []
 
 
+def commands(policy: MtpForCausalLM) -> dict[str, str]:
+    """Return how it is decoded: no server reads it."""
+    return {"WMTP": "python launch/generate.py --model FOLDER --prompt TEXT"}
+
+
 def save(policy: MtpForCausalLM, folder: Path) -> None:
     """Write it."""
     policy.save_pretrained(folder)

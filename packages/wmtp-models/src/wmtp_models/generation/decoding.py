@@ -79,7 +79,7 @@ def generate(
     verifier: Verifier = (
         GreedyVerifier(policy.causal_lm, exact) if sampling is None else SpeculativeSampler(sampling, policy.device)
     )
-    unembedding = policy.trunk.unembedding
+    to_logits = policy.trunk.logits
     cache = RaggedCache(len(live), policy.device)
     fed, lengths = _pad_left(live, policy.device)
     verifier.start(len(live))
@@ -90,7 +90,7 @@ def generate(
         inputs = policy.forward_cached(fed, position_ids, attention_mask, cache.layers)
         result.count_forward(len(live))
         drafts = verifier.drafts.shape[1]
-        logits = unembedding(inputs.final[:, -1 - drafts :]).float()  # [B, d + 1, V]
+        logits = to_logits(inputs.final[:, -1 - drafts :]).float()  # [B, d + 1, V]
         accepted, following = verifier.verify(logits, live)  # [B], [B]
         proposed = zip(live, verifier.drafts.tolist(), accepted.tolist(), following.tolist(), strict=True)
         for row, drafted, n, token in proposed:
@@ -106,7 +106,7 @@ def generate(
                 last = fed.shape[1] - 1 - drafts + accepted  # [B]
                 after = fed.roll(-1, dims=1).scatter(1, last.unsqueeze(1), following.unsqueeze(1))  # [B, Q]
                 policy.heads.draft(
-                    inputs, after, going, last[going], lambda states: verifier.propose(unembedding(states).float())
+                    inputs, after, going, last[going], lambda states: verifier.propose(to_logits(states).float())
                 )
             cache.keep(going, (drafts - accepted)[going])
             fed = torch.cat([following[going].unsqueeze(-1), verifier.drafts], dim=-1)  # [R, H]

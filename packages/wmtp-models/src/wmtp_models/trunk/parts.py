@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wmtp_core import UserError
+from wmtp_core.losses.logit_transform import IDENTITY, LogitTransform
+from wmtp_models.trunk.logit_transform import find_logit_transform
 
 LAYER_LISTS = ("layers", "h")
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
@@ -18,6 +20,7 @@ class TrunkParts:
     causal_lm: PreTrainedModel
     layers: nn.ModuleList
     norm: nn.Module
+    transform: LogitTransform = IDENTITY
 
     @property
     def last_layer(self) -> nn.Module:
@@ -34,6 +37,10 @@ class TrunkParts:
     def weight(self) -> Tensor:
         """The unembedding's weight `[V, D]`."""
         return self.unembedding.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits `[..., V]` of normed hidden states `[..., D]`, as the plain model computes them."""
+        return self.transform(self.unembedding(hidden))
 
 
 def trunk_parts(causal_lm: PreTrainedModel) -> TrunkParts:
@@ -59,7 +66,7 @@ def trunk_parts(causal_lm: PreTrainedModel) -> TrunkParts:
         raise cannot_wrap(causal_lm, "it lacks an output embedding that is a linear layer")
     if unembedding.bias is not None:
         raise cannot_wrap(causal_lm, "its output embedding has a bias, which the fused cross-entropy does not know")
-    return TrunkParts(causal_lm, layers, norm)
+    return TrunkParts(causal_lm, layers, norm, find_logit_transform(causal_lm.config))
 
 
 def cannot_wrap(causal_lm: PreTrainedModel, reason: str) -> UserError:

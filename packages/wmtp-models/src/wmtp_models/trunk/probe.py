@@ -13,9 +13,10 @@ from wmtp_models.trunk.router_loss import find_router_loss
 def require_wrappable(causal_lm: PreTrainedModel) -> TrunkParts:
     """Find a model's parts, and refuse a model whose losses would be wrong without a sign.
 
-    Its logits must be unembedding(norm(last layer)), neither scaled nor soft-capped (Cohere, Granite, Gemma 2) nor
-    projected after the norm. Documents must not see each other where position ids restart (see `packing_layout`):
-    Falcon, BLOOM and recurrent layers do not look at these. And the auxiliary loss of routers must be known.
+    Its logits must be unembedding(norm(last layer)), scaled or soft-capped as its configuration says (Cohere, Granite,
+    Gemma 2), and not projected after the norm. Documents must not see each other where position ids restart (see
+    `packing_layout`): Falcon, BLOOM and recurrent layers do not look at these. And the auxiliary loss of routers must
+    be known.
 
     Raises:
         UserError: one of these is not so.
@@ -37,8 +38,16 @@ def require_wrappable(causal_lm: PreTrainedModel) -> TrunkParts:
         causal_lm.train(was_training)
     hidden = parts.norm(seen[0])
     fits = hidden.shape[-1] == parts.unembedding.in_features
-    if not fits or not torch.equal(logits.float(), parts.unembedding(hidden).float()):
-        raise cannot_wrap(causal_lm, "its logits are not the plain product of final norm and output embedding")
+    if not fits or not _equal(logits, parts.logits(hidden), exactly=parts.transform.is_identity):
+        raise cannot_wrap(causal_lm, "its logits are not the product of final norm and output embedding")
     if not torch.equal(packed[0, 2:], packed[1, 2:]):
         raise cannot_wrap(causal_lm, "documents packed into a row see each other in it")
     return parts
+
+
+def _equal(expected: Tensor, found: Tensor, exactly: bool) -> bool:
+    """Return whether logits are the same, to the bit or to the rounding of one more operation."""
+    if exactly:
+        return torch.equal(expected, found)
+    bound = 8 * torch.finfo(found.dtype).eps * expected.float().abs().max()
+    return bool((expected.float() - found.float()).abs().max() <= bound)
