@@ -25,6 +25,7 @@ def main() -> None:
         found = source.prepared
         labels = f", noise: {', '.join(found.label_names)}" if found.label_names else ""
         if mesh.is_first:
+            labels += f", {found.cut_off} documents cut to {found.sequence_length} tokens" if found.cut_off else ""
             size = f"{found.documents} documents, {found.tokens} tokens, {len(found.rows)} rows{labels}"
             print(f"{name}: {size}: {found.path}")
 

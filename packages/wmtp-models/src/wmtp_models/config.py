@@ -23,6 +23,7 @@ class MtpConfig(PreTrainedConfig):
         shared_module: whether sequential heads are one module, applied again at every depth, or one module each.
         native: of sequential heads that the source shipped: how it names and builds them, the attributes of
             `NativeModules`; None: the heads are new.
+        isolates_documents: whether the trunk keeps documents of one row apart where position ids restart.
         value_head: whether the policy carries a value head.
         value_gradient_to_trunk: whether the value head's loss also trains the trunk.
         generation: the plain model's generation_config.json: its stop tokens, how it samples; None: as the trunk's
@@ -41,6 +42,7 @@ class MtpConfig(PreTrainedConfig):
         head_kind: str = ParallelHeads.kind,
         shared_module: bool = True,
         native: dict[str, Any] | None = None,
+        isolates_documents: bool = True,
         value_head: bool = False,
         value_gradient_to_trunk: bool = False,
         generation: dict[str, Any] | None = None,
@@ -61,6 +63,7 @@ class MtpConfig(PreTrainedConfig):
         self.head_kind = head_kind
         self.shared_module = shared_module
         self.native = native
+        self.isolates_documents = isolates_documents
         self.value_head = value_head
         self.value_gradient_to_trunk = value_gradient_to_trunk
         self.generation = generation

@@ -32,6 +32,7 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     head_kind: str = ParallelHeads.kind,
     shared_module: bool = True,
+    packing: bool = True,
 ) -> MtpForCausalLM:
     """Load the model to train, from what has heads (`load_wmtp`) or from any plain causal LM.
 
@@ -47,18 +48,20 @@ def load_policy(
         head_kind: of the heads after the first, see `MtpConfig`; what has heads must have that kind.
         shared_module: of sequential heads, see `MtpConfig`; what has some must have it so. What ships several modules
             has one a depth.
+        packing: whether it is to be given rows of several documents.
 
     Raises:
-        UserError: nothing there, incomplete or foreign weights, other heads, an architecture without heads.
+        UserError: nothing there, incomplete or foreign weights, other heads, an architecture without heads, or one that
+            lets packed documents see each other.
     """
     if not has_heads(source):
         shipped = find_shipped(source)
         causal_lm = _load_plain(source, dtype, shipped)
         if shipped is not None and head_kind == SequentialHeads.kind:
-            return wrap_with_modules(causal_lm, shipped, horizon, value_head, shared_module)
+            return wrap_with_modules(causal_lm, shipped, horizon, value_head, shared_module, packing)
         if shipped is not None:
             warn_unused(shipped)
-        return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind, shared_module)
+        return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind, shared_module, packing=packing)
     policy = load_wmtp(source, dtype)
     config = policy.config
     if config.horizon != horizon:
@@ -75,6 +78,8 @@ def load_policy(
             f"{source} has {'one module for all depths' if config.shared_module else 'a module for each depth'}: "
             f"set shared_module to {str(config.shared_module).lower()}"
         )
+    if packing and not config.isolates_documents:
+        raise UserError(f"{source} lets documents that are packed into a row see each other: set data.packing to false")
     if value_head and policy.value_head is None:
         policy.add_value_head()
     elif not value_head:
@@ -123,6 +128,7 @@ def build_policy(
     seed: int = 0,
     head_kind: str = ParallelHeads.kind,
     shared_module: bool = True,
+    packing: bool = True,
 ) -> MtpForCausalLM:
     """Build a policy from scratch, in float32, with weights that depend on nothing but the arguments.
 
@@ -134,6 +140,7 @@ def build_policy(
         seed: of the weights; the global random state is left as it was.
         head_kind: of the heads after the first, see `MtpConfig`.
         shared_module: of sequential heads, see `MtpConfig`.
+        packing: whether it is to be given rows of several documents.
 
     Raises:
         UserError: an unknown or missing `model_type`, an unknown key, a value that the architecture refuses.
@@ -156,7 +163,7 @@ def build_policy(
         try:
             config = AutoConfig.for_model(**{**special_ids, **trunk_config, "vocab_size": vocab_size})
             causal_lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind, shared_module)
+            return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind, shared_module, packing=packing)
         except UserError:
             raise
         except Exception as error:  # each architecture refuses in a way of its own, some only when they are called

@@ -85,17 +85,19 @@ class MtpForCausalLM(PreTrainedModel):
         head_kind: str = ParallelHeads.kind,
         shared_module: bool = True,
         native: dict[str, Any] | None = None,
+        packing: bool = True,
     ) -> Self:
         """Put heads beside a plain causal LM, whose last layer is head 0.
 
         The model stays what it is, and its weights are shared: training one trains the other. How heads ≥ 1 start is
         their kind's: as copies of the last layer or as the identity they predict what head 0 does. With `native` they
-        are built as in `MtpConfig` (see `wrap_with_modules`).
+        are built as in `MtpConfig` (see `wrap_with_modules`). Without `packing` it is never given rows of several
+        documents, and may be a model in which these would see each other.
 
         Raises:
             UserError: the architecture cannot be wrapped; the message says what it lacks. Or an unknown kind of heads.
         """
-        require_wrappable(causal_lm)
+        isolates_documents = require_wrappable(causal_lm, packing)
         for module in causal_lm.modules():
             module._is_hf_initialized = True  # or post_init may draw weights anew that came from elsewhere
         config = MtpConfig(
@@ -104,6 +106,7 @@ class MtpForCausalLM(PreTrainedModel):
             head_kind=head_kind,
             shared_module=shared_module,
             native=native,
+            isolates_documents=isolates_documents,
             value_head=value_head,
             generation=causal_lm.generation_config.to_diff_dict(),
             dtype=causal_lm.dtype,
@@ -143,7 +146,8 @@ class MtpForCausalLM(PreTrainedModel):
         """Compute the losses of all heads at all positions.
 
         Documents packed into a row do not see each other: give `document_ids`, or `position_ids` that restart at each
-        document, or both.
+        document, or both. A trunk that cannot keep them apart (`MtpConfig.isolates_documents`) is given neither: a row
+        of its is one document, and padding on the right.
 
         Args:
             input_ids: int64 `[B, S]`.
@@ -193,13 +197,16 @@ class MtpForCausalLM(PreTrainedModel):
     def _forward_heads(self, input_ids: Tensor, position_ids: Tensor | None) -> list[Tensor]:
         """Return the normed hidden states of every head, `[B, S, D]` each, in one forward of the trunk."""
         # Without a cache: with one, transformers lets packed documents see each other.
-        inputs = self._forward_trunk(input_ids, position_ids, use_cache=False)
+        layout = position_ids if self.config.isolates_documents else None
+        inputs = self._forward_trunk(input_ids, layout, use_cache=False)
         return [inputs.final, *self.heads(inputs)]
 
     def _forward_trunk(self, input_ids: Tensor, position_ids: Tensor | None, **how: Any) -> HeadInputs:
         """Run the trunk, and return what its heads may read."""
+        if position_ids is not None:
+            how["position_ids"] = position_ids
         with capture_call(self.trunk.layers[self.heads.called_as]) as calls:
-            output = self.causal_lm.base_model(input_ids=input_ids, position_ids=position_ids, **how)
+            output = self.causal_lm.base_model(input_ids=input_ids, **how)
         embedding = self.causal_lm.get_input_embeddings()
         return HeadInputs(calls[0], output.last_hidden_state, input_ids, position_ids, embedding, self.trunk.norm)
 

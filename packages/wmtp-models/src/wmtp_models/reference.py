@@ -14,15 +14,17 @@ from wmtp_models.formats import consolidated
 from wmtp_models.hf_loading import resolve_source
 from wmtp_models.loading import load_causal_lm, load_tokenizer
 from wmtp_models.trunk.packing_layout import infer_layout
+from wmtp_models.trunk.parts import trunk_parts
 from wmtp_models.trunk.probe import require_wrappable
 
 
 class ReferenceModel(nn.Module):
     """A causal LM that is only ever read: no gradients, no dropout, one forward per call."""
 
-    def __init__(self, causal_lm: PreTrainedModel) -> None:
+    def __init__(self, causal_lm: PreTrainedModel, packing: bool = True) -> None:
         super().__init__()
-        self.trunk = require_wrappable(causal_lm)
+        self.isolates_documents = require_wrappable(causal_lm, packing)
+        self.trunk = trunk_parts(causal_lm)
         self.causal_lm = causal_lm.requires_grad_(False)
         self.eval()
 
@@ -33,6 +35,7 @@ class ReferenceModel(nn.Module):
         dtype: torch.dtype = torch.float32,
         policy_vocab_size: int | None = None,
         policy_tokenizer: PreTrainedTokenizerFast | None = None,
+        packing: bool = True,
     ) -> Self:
         """Load a causal LM, or trunk and head 0 of a WMTP folder.
 
@@ -41,13 +44,14 @@ class ReferenceModel(nn.Module):
             dtype: of the reference's parameters; its losses are float32 whatever it is.
             policy_vocab_size: V of the policy; the reference must have the same.
             policy_tokenizer: the policy's; the tokenizer beside the reference must be the same.
+            packing: whether it is to be given rows of several documents.
 
         Raises:
-            UserError: nothing to load, or it has another vocabulary.
+            UserError: nothing to load, it has another vocabulary, or lets packed documents see each other.
         """
         if policy_tokenizer is not None:
             require_same_tokenizer(policy_tokenizer, load_tokenizer(source), source)
-        reference = cls(load_causal_lm(source, dtype))
+        reference = cls(load_causal_lm(source, dtype), packing)
         vocab_size = reference.trunk.unembedding.out_features
         if policy_vocab_size not in (None, vocab_size):
             raise UserError(
@@ -70,9 +74,8 @@ class ReferenceModel(nn.Module):
         """Compute `token_losses`, which is what one calls; ZeRO-3 hooks into this where the reference is sharded."""
         position_ids, document_ids = infer_layout(position_ids, document_ids, attention_mask)
         targets, _ = mtp_targets(input_ids, 1, attention_mask, document_ids)  # [B, S, 1]
-        hidden = self.causal_lm.base_model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False
-        ).last_hidden_state  # [B, S, D]
+        layout = {"position_ids": position_ids} if self.isolates_documents else {}
+        hidden = self.causal_lm.base_model(input_ids=input_ids, use_cache=False, **layout).last_hidden_state  # [B, S, D]
         weight, transform = self.trunk.weight, self.trunk.transform
         ce = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), transform=transform)
         ce = ce.view_as(input_ids)

@@ -36,6 +36,7 @@ def build_policy_from_settings(
             value_head,
             head_kind=model.head_kind,
             shared_module=model.shared_module,
+            packing=settings.data.packing,
         )
     elif model.config is not None:
         policy = build_policy(
@@ -46,6 +47,7 @@ def build_policy_from_settings(
             settings.seed,
             head_kind=model.head_kind,
             shared_module=model.shared_module,
+            packing=settings.data.packing,
         )
     else:
         raise UserError(
@@ -93,4 +95,4 @@ def load_reference(
             "or reference.scores to what launch/score.py wrote"
         )
     dtype: torch.dtype = getattr(torch, reference.dtype)
-    return ReferenceModel.load(reference.source, dtype, policy_vocab_size, tokenizer)
+    return ReferenceModel.load(reference.source, dtype, policy_vocab_size, tokenizer, settings.data.packing)

@@ -201,6 +201,7 @@ class Step:
             labels=batch.labels,
             position_ids=batch.position_ids,
             document_ids=batch.document_ids,
+            attention_mask=batch.attention_mask,
             plan=plan,
             predict=predict,
         )

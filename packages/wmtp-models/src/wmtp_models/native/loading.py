@@ -19,7 +19,12 @@ from wmtp_models.policy import MtpForCausalLM
 
 
 def wrap_with_modules(
-    causal_lm: PreTrainedModel, shipped: ShippedModules, horizon: int, value_head: bool, shared_module: bool
+    causal_lm: PreTrainedModel,
+    shipped: ShippedModules,
+    horizon: int,
+    value_head: bool,
+    shared_module: bool,
+    packing: bool = True,
 ) -> MtpForCausalLM:
     """Put heads with the weights of shipped modules beside the trunk that they were shipped with.
 
@@ -29,6 +34,7 @@ def wrap_with_modules(
         horizon: any from 2 on with one module that is shared; else one more than there are modules.
         value_head: whether the policy is to have one.
         shared_module: one module is applied at every depth.
+        packing: whether it is to be given rows of several documents.
 
     Raises:
         UserError: the modules cannot be heads, or not so; the message says why, or what to set.
@@ -45,7 +51,8 @@ def wrap_with_modules(
             f"set model.horizon to {count + 1}" + (", or to more" if shared_module else "")
         )
     weights = _read(shipped, modules, count, causal_lm)
-    policy = MtpForCausalLM.wrap(causal_lm, horizon, value_head, SequentialHeads.kind, shared_module, asdict(modules))
+    kind = SequentialHeads.kind
+    policy = MtpForCausalLM.wrap(causal_lm, horizon, value_head, kind, shared_module, asdict(modules), packing)
     heads: Any = policy.heads
     for depth, (layer, state) in enumerate(zip(heads.layers, weights, strict=True)):
         wanted, found = ({(name, weight.shape) for name, weight in of.items()} for of in (layer.state_dict(), state))

@@ -69,9 +69,9 @@ def trunk_parts(causal_lm: PreTrainedModel) -> TrunkParts:
     return TrunkParts(causal_lm, layers, norm, find_logit_transform(causal_lm.config))
 
 
-def cannot_wrap(causal_lm: PreTrainedModel, reason: str) -> UserError:
+_PLAIN_DECODER = "use a plain decoder such as Llama, Qwen2, Qwen3, Mistral, GPT-2 or GPT-NeoX"
+
+
+def cannot_wrap(causal_lm: PreTrainedModel, reason: str, fix: str = _PLAIN_DECODER) -> UserError:
     """Return the error that says why a model cannot have heads."""
-    return UserError(
-        f"{type(causal_lm).__name__} cannot be wrapped: {reason}; "
-        "use a plain decoder such as Llama, Qwen2, Qwen3, Mistral, GPT-2 or GPT-NeoX"
-    )
+    return UserError(f"{type(causal_lm).__name__} cannot be wrapped: {reason}; {fix}")

@@ -5,18 +5,25 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wmtp_models.trunk.capture import layer_output
-from wmtp_models.trunk.parts import TrunkParts, cannot_wrap, trunk_parts
+from wmtp_models.trunk.parts import cannot_wrap, trunk_parts
 from wmtp_models.trunk.router_loss import find_router_loss
 
 
 @torch.no_grad()
-def require_wrappable(causal_lm: PreTrainedModel) -> TrunkParts:
-    """Find a model's parts, and refuse a model whose losses would be wrong without a sign.
+def require_wrappable(causal_lm: PreTrainedModel, packing: bool = True) -> bool:
+    """Refuse a model whose losses would be wrong without a sign.
 
     Its logits must be unembedding(norm(last layer)), scaled or soft-capped as its configuration says (Cohere, Granite,
-    Gemma 2), and not projected after the norm. Documents must not see each other where position ids restart (see
-    `packing_layout`): Falcon, BLOOM and recurrent layers do not look at these. And the auxiliary loss of routers must
-    be known.
+    Gemma 2), and not projected after the norm. No token may see a later one. Documents that are packed into a row must
+    not see each other where position ids restart (see `packing_layout`): Falcon, BLOOM and recurrent layers do not look
+    at these. And the auxiliary loss of routers must be known.
+
+    Args:
+        causal_lm: the model.
+        packing: whether it is to be given rows of several documents.
+
+    Returns:
+        Whether it keeps such documents apart. One that does not is never given position ids.
 
     Raises:
         UserError: one of these is not so.
@@ -27,12 +34,11 @@ def require_wrappable(causal_lm: PreTrainedModel) -> TrunkParts:
     hook = parts.last_layer.register_forward_hook(lambda _module, _args, output: seen.append(layer_output(output)))
     was_training = causal_lm.training
     causal_lm.eval()
-    device = parts.weight.device
-    same_end = torch.tensor([[0, 1, 0, 1], [1, 0, 0, 1]], device=device)  # [2, 4], two documents a row
-    positions = torch.tensor([[0, 1, 0, 1]], device=device).expand(2, 4)
+    rows = torch.tensor([[0, 1, 0, 1], [1, 0, 0, 1], [0, 1, 1, 0]], device=parts.weight.device)  # [3, 4]
     try:
-        logits = causal_lm(input_ids=same_end[:1, :2], use_cache=False).logits
-        packed = causal_lm(input_ids=same_end, position_ids=positions, use_cache=False).logits
+        logits = causal_lm(input_ids=rows[:1, :2], use_cache=False).logits
+        whole = causal_lm(input_ids=rows[::2], use_cache=False).logits  # [2, 4, V], of the same beginning
+        isolates = _isolates(causal_lm, rows[:2])
     finally:
         hook.remove()
         causal_lm.train(was_training)
@@ -40,9 +46,19 @@ def require_wrappable(causal_lm: PreTrainedModel) -> TrunkParts:
     fits = hidden.shape[-1] == parts.unembedding.in_features
     if not fits or not _equal(logits, parts.logits(hidden), exactly=parts.transform.is_identity):
         raise cannot_wrap(causal_lm, "its logits are not the product of final norm and output embedding")
-    if not torch.equal(packed[0, 2:], packed[1, 2:]):
-        raise cannot_wrap(causal_lm, "documents packed into a row see each other in it")
-    return parts
+    if not torch.equal(whole[0, :2], whole[1, :2]):
+        raise cannot_wrap(causal_lm, "its tokens see later ones")
+    if packing and not isolates:
+        fix = "set data.packing to false, which gives each document a row of its own"
+        raise cannot_wrap(causal_lm, "documents packed into a row see each other in it", fix)
+    return isolates
+
+
+def _isolates(causal_lm: PreTrainedModel, same_end: Tensor) -> bool:
+    """Return whether the second of two documents of two tokens in each row `[2, 4]` is told as if it stood alone."""
+    positions = torch.tensor([[0, 1, 0, 1]], device=same_end.device).expand(2, 4)
+    packed = causal_lm(input_ids=same_end, position_ids=positions, use_cache=False).logits
+    return torch.equal(packed[0, 2:], packed[1, 2:])
 
 
 def _equal(expected: Tensor, found: Tensor, exactly: bool) -> bool:

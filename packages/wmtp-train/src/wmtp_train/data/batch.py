@@ -35,6 +35,8 @@ class Batch:
     """float32 `[B, S]`, NaN where unknown."""
     pairs: Tensor | None = None
     """int64 `[B, S]`, +p chosen, −p rejected, 0 neither."""
+    attention_mask: Tensor | None = None
+    """int64 `[B, S]`, 0 in the padding, which has no labels either; None: there is none."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copy it to a device; from pinned memory it does not wait."""
@@ -73,6 +75,7 @@ def collate(rows: pa.Table, row_ids: np.ndarray, reference_ce: pa.Table | None =
         token_labels=per_token(flat["noise"]) if "noise" in flat else None,
         rewards=per_piece(flat["rewards"], np.float32) if "rewards" in flat else None,
         pairs=per_piece(flat["pairs"]) if "pairs" in flat else None,
+        attention_mask=per_piece(flat["document_ids"] >= 0),
     )
 
 

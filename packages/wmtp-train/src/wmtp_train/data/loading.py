@@ -30,6 +30,7 @@ class DataSpec:
     cache_dir: Path
     num_proc: int | None
     vocab_size: int | None
+    packing: bool = True
 
     def prepare(self, name: str) -> PreparedData:
         """Tokenize and pack a set, or open what an earlier call left."""
@@ -42,6 +43,7 @@ class DataSpec:
             self.cache_dir,
             self.num_proc,
             self.vocab_size,
+            self.packing,
         )
 
 
@@ -91,6 +93,7 @@ def data_spec(settings: Settings, tokenizer: PreTrainedTokenizerFast, vocab_size
         data.cache_dir,
         data.tokenise_processes,
         vocab_size,
+        data.packing,
     )
 
 

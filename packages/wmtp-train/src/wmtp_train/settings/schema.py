@@ -24,7 +24,10 @@ class DataSettings(BaseModel):
     tokenizer: str | None = None
     """Folder or name of the tokenizer; by default the model's own."""
     sequence_length: int = Field(1024, ge=2)
-    """Tokens in a packed row, S."""
+    """Tokens in a row, S."""
+    packing: bool = True
+    """Put documents end to end into rows; false: one document a row, cut to S tokens or padded, for models in which
+    documents of one row would see each other."""
     shuffle_seed: int = Field(0, ge=0, lt=2**31)
     """Fixes the packing. Apart from `seed`, so that runs of several seeds share one scored corpus."""
     cache_dir: Path = Path("runs/cache")

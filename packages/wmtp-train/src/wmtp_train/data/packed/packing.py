@@ -14,24 +14,29 @@ from wmtp_train.data.packed.order import PACKING_STREAM, permutation
 _FORMAT = 1  # raise it whenever the same documents, seed and length give other rows
 
 
-def packing_fingerprint(sequence_length: int, seed: int) -> str:
+def packing_fingerprint(sequence_length: int, seed: int, packing: bool = True) -> str:
     """Return SHA-256 (hex) of all that decides how documents become rows. Raise UserError below 2 tokens a row."""
     if sequence_length < 2:
         raise UserError(f"sequence_length {sequence_length}: a row shorter than 2 tokens has no target: give 2 or more")
-    return hashlib.sha256(f"{_FORMAT} {sequence_length} {seed}".encode()).hexdigest()
+    unpacked = "" if packing else " unpacked"
+    return hashlib.sha256(f"{_FORMAT} {sequence_length} {seed}{unpacked}".encode()).hexdigest()
 
 
 def pack(
-    documents: datasets.Dataset, sequence_length: int, seed: int, eos_token_id: int, block_rows: int = 4096
+    documents: datasets.Dataset,
+    sequence_length: int,
+    seed: int,
+    eos_token_id: int,
+    block_rows: int = 4096,
+    packing: bool = True,
 ) -> Iterator[pa.Table]:
-    """Return the documents (columns of `documents.tokenise`), shuffled by the seed, end to end.
+    """Return the documents (columns of `documents.tokenise`), shuffled by the seed, as rows of S tokens.
 
-    Cut into rows of S tokens.
-
-    Adjacent documents of one pair stay together. The tables hold `block_rows` rows each (memory, not meaning), with
+    They stand end to end, and rows are cut from that; adjacent documents of one pair stay together. Without `packing`
+    each row is one document, cut to S tokens. The tables hold `block_rows` rows each (memory, not meaning), with
     `input_ids` and `labels` list<int32>[S], `document_lengths` and `document_ids` list<int32>[pieces] and, where the
     documents have them, `noise` list<int8>[S], `rewards` list<float32>[pieces] and `pairs` list<int32>[pieces].
-    A piece is what one row holds of one document; the padding that ends the last row is a piece with document -1.
+    A piece is what one row holds of one document; the padding that ends a row is a piece with document -1.
     """
     assert sequence_length >= 2, "packing_fingerprint refuses it"
     columns = documents.with_format("arrow")[:]
@@ -42,6 +47,10 @@ def pack(
     optional |= {"rewards"} if columns["reward"].null_count < len(order) else set()
     optional |= {"pairs"} if pc.any(pc.not_equal(columns["pair"], 0)).as_py() else set()
 
+    if not packing:
+        for start in range(0, len(order), block_rows):
+            yield _one_a_row(documents, order[start : start + block_rows], sequence_length, eos_token_id, optional)
+        return
     ends = lengths[order].cumsum()
     for start in range(0, ends[-1], block_rows * sequence_length):
         stop = min(start + block_rows * sequence_length, ends[-1])
@@ -77,27 +86,81 @@ def _cut(
         flat = pc.list_flatten(table[name]).to_numpy()[-begins[0] :][:num_tokens]
         return np.pad(flat, (0, padding), constant_values=pad)  # [rows * S]
 
-    def per_piece(name: str, unknown: float) -> np.ndarray:
-        return np.append(table[name].to_numpy(), unknown)[piece_document]
-
     starts = np.append(begins.clip(0), num_tokens)  # [documents + 1], the last one is the padding's
     cuts = np.union1d(starts[starts < total], np.arange(0, total, sequence_length))  # [pieces]
-    piece_document = np.searchsorted(starts, cuts, side="right") - 1
-    piece_lengths = np.diff(cuts, append=total)
-    piece_offsets = np.searchsorted(cuts, np.arange(0, total + 1, sequence_length))  # [rows + 1]
-    row_offsets = np.arange(0, total + 1, sequence_length)
+    owner = np.searchsorted(starts, cuts, side="right") - 1
+    per_token = {"input_ids": tokens("input_ids", eos_token_id)}
+    if "noise" in optional:
+        per_token["noise"] = tokens("noise", 0)
+    return _to_rows(table, here, per_token, begins, cuts, owner, sequence_length, optional)
 
-    input_ids = tokens("input_ids", eos_token_id)
+
+def _one_a_row(
+    documents: datasets.Dataset, here: np.ndarray, sequence_length: int, eos_token_id: int, optional: set[str]
+) -> pa.Table:
+    """Return a row for each of the documents `here`."""
+    table = documents.with_format("arrow")[here]
+    lengths = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
+    kept = np.minimum(lengths, sequence_length)
+    slots = np.arange(sequence_length)
+    inside = slots < kept[:, None]  # [rows, S]
+    taken = ((lengths.cumsum() - lengths)[:, None] + slots)[inside]
+
+    def tokens(name: str, pad: int) -> np.ndarray:
+        padded = np.full(inside.shape, pad, dtype=np.int64)
+        padded[inside] = pc.list_flatten(table[name]).to_numpy()[taken]
+        return padded.ravel()
+
+    begins = np.arange(len(here)) * sequence_length
+    cuts = np.union1d(begins, (begins + kept)[kept < sequence_length])
+    owner = np.where(cuts % sequence_length == 0, cuts // sequence_length, len(here))
+    per_token = {"input_ids": tokens("input_ids", eos_token_id)}
+    if "noise" in optional:
+        per_token["noise"] = tokens("noise", 0)
+    return _to_rows(table, here, per_token, begins, cuts, owner, sequence_length, optional)
+
+
+def _to_rows(
+    table: pa.Table,
+    here: np.ndarray,
+    per_token: dict[str, np.ndarray],
+    begins: np.ndarray,
+    cuts: np.ndarray,
+    owner: np.ndarray,
+    sequence_length: int,
+    optional: set[str],
+) -> pa.Table:
+    """Return the columns of some rows.
+
+    Args:
+        table: of their documents.
+        here: int64 `[documents]`, which these are.
+        per_token: the token columns, each `[rows * S]`.
+        begins: int64 `[documents]`, where among these each document's first token lies.
+        cuts: int64 `[pieces]`, where pieces begin.
+        owner: int64 `[pieces]`, which of the documents each piece is of; their number: it is padding.
+        sequence_length: S.
+        optional: the names of further columns.
+    """
+    input_ids = per_token["input_ids"]
+    total = len(input_ids)
+    piece_lengths = np.diff(cuts, append=total)
+    row_offsets = np.arange(0, total + 1, sequence_length)
+    piece_offsets = np.searchsorted(cuts, row_offsets)  # [rows + 1]
     unmasked_from = np.append(begins + table["masked"].to_numpy(), total)  # no target in the padding
-    masked = np.arange(total) < np.repeat(unmasked_from[piece_document], piece_lengths)
+    masked = np.arange(total) < np.repeat(unmasked_from[owner], piece_lengths)
+
+    def per_piece(name: str, unknown: float) -> np.ndarray:
+        return np.append(table[name].to_numpy(), unknown)[owner]
+
     columns = {
         "input_ids": _lists(row_offsets, input_ids, pa.int32()),
         "labels": _lists(row_offsets, np.where(masked, -100, input_ids), pa.int32()),
         "document_lengths": _lists(piece_offsets, piece_lengths, pa.int32()),
-        "document_ids": _lists(piece_offsets, np.append(here, -1)[piece_document], pa.int32()),
+        "document_ids": _lists(piece_offsets, np.append(here, -1)[owner], pa.int32()),
     }
     if "noise" in optional:
-        columns["noise"] = _lists(row_offsets, tokens("noise", 0), pa.int8())
+        columns["noise"] = _lists(row_offsets, per_token["noise"], pa.int8())
     if "rewards" in optional:
         columns["rewards"] = _lists(piece_offsets, per_piece("reward", np.nan), pa.float32())
     if "pairs" in optional:

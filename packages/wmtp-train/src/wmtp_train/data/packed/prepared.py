@@ -1,4 +1,4 @@
-"""Prepared data: a corpus, tokenised and packed once, in an Arrow folder that is found again by its content."""
+"""Prepared data: a corpus, tokenised and put into rows once, in an Arrow folder that is found again by its content."""
 
 import hashlib
 import json
@@ -26,7 +26,8 @@ class PreparedData:
     """Packed rows and what is known of them.
 
     `rows` has the columns that `packing.pack` names; `fingerprint` the SHA-256 (hex) of "corpus", "tokenizer" and
-    "packing"; `label_names[k - 1]` is the name of token label k; `tokens` counts the tokens without the padding.
+    "packing"; `label_names[k - 1]` is the name of token label k; `tokens` counts the tokens without the padding,
+    and `cut_off` the documents that are longer than the row that each has.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class PreparedData:
     documents: int
     tokens: int
     max_token_id: int
+    cut_off: int = 0
 
     @property
     def has_rewards(self) -> bool:
@@ -83,10 +85,12 @@ def prepare(
     cache_dir: str | Path,
     num_proc: int | None = None,
     vocab_size: int | None = None,
+    packing: bool = True,
 ) -> PreparedData:
     """Tokenize and pack corpus files (paths or globs) into `cache_dir`, or open what an earlier call left there.
 
-    The content of the files, the tokenizer and the packing decide, never names or dates. Any number of processes may
+    Without `packing` each row is one document. The content of the files, the tokenizer and the packing decide, never
+    names or dates. Any number of processes may
     call it at once: each writes aside, the first to rename wins. `tokenizer_path` is for messages; `vocab_size` is the
     model's.
 
@@ -101,7 +105,7 @@ def prepare(
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {tokenizer_path}: it has no EOS token to end documents with: set its eos_token")
     fingerprint = {
-        "packing": packing_fingerprint(sequence_length, seed),
+        "packing": packing_fingerprint(sequence_length, seed, packing),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "corpus": _corpus_fingerprint(paths),
     }
@@ -109,7 +113,8 @@ def prepare(
     if not folder.is_dir():
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=cache_dir, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as aside:
-            commit_dir_once(_build(Path(aside), paths, tokenizer, sequence_length, seed, fingerprint, num_proc), folder)
+            built = _build(Path(aside), paths, tokenizer, sequence_length, seed, packing, fingerprint, num_proc)
+            commit_dir_once(built, folder)
     prepared = PreparedData.load(folder)
     if vocab_size is not None and prepared.max_token_id >= vocab_size:
         raise UserError(
@@ -146,6 +151,7 @@ def _build(
     tokenizer: PreTrainedTokenizerFast,
     sequence_length: int,
     seed: int,
+    packing: bool,
     fingerprint: dict[str, str],
     num_proc: int | None,
 ) -> Path:
@@ -155,7 +161,12 @@ def _build(
     kinds = noise_kinds(texts)
     documents = tokenise(texts, tokenizer, kinds, aside / "documents.arrow", num_proc)
     table = documents.with_format("arrow")[:]
-    lengths = pc.list_value_length(table["input_ids"]).to_numpy()
+    if not packing and pc.any(pc.not_equal(table["pair"], 0)).as_py():
+        raise UserError(
+            f"corpus {describe(paths)}: the two texts of a pair are compared within one row: set data.packing to true"
+        )
+    whole = pc.list_value_length(table["input_ids"]).to_numpy()
+    lengths = whole if packing else np.minimum(whole, sequence_length)
     if not np.any(lengths > np.maximum(table["masked"].to_numpy(), 1)):
         raise UserError(
             f"corpus {describe(paths)}: every label is ignored, no document has a token to learn after its first: "
@@ -163,7 +174,7 @@ def _build(
         )
     folder = aside / "data"
     folder.mkdir()
-    write_arrow(folder / "rows.arrow", pack(documents, sequence_length, seed, tokenizer.eos_token_id))
+    write_arrow(folder / "rows.arrow", pack(documents, sequence_length, seed, tokenizer.eos_token_id, packing=packing))
     manifest = {
         "fingerprint": fingerprint,
         "rows": len(datasets.Dataset.from_file(str(folder / "rows.arrow"))),
@@ -171,6 +182,7 @@ def _build(
         "kinds": kinds,
         "documents": len(documents),
         "tokens": int(lengths.sum(dtype=np.int64)),
+        "cut_off": int((whole > lengths).sum()),
         "max_token_id": pc.max(pc.list_flatten(table["input_ids"])).as_py(),
     }
     write_json(folder / "manifest.json", manifest)

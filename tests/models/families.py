@@ -1,0 +1,166 @@
+"""Every causal LM of the installed transformers, shrunken: which can have heads, on which rows, or why it cannot.
+
+`python tests/models/families.py` writes docs/families.md.
+"""
+
+import functools
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from wmtp_core import UserError
+from wmtp_models import MtpForCausalLM
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+VOCABULARY, LONGEST = 64, 20_000_000
+_SMALL = {
+    2: "num_hidden_layers n_layer n_layers num_layers decoder_layers num_key_value_heads multi_query_groups "
+    "num_experts_per_tok num_experts_per_token moe_k moe_topk",
+    4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads num_experts num_local_experts "
+    "n_routed_experts moe_num_experts mamba_n_heads n_mamba_heads",
+    8: "rotary_dim hidden_size_per_layer_input head_dim attention_head_dim v_head_dim qk_nope_head_dim qk_rope_head_dim",
+    16: "kv_lora_rank q_lora_rank mamba_d_head mamba_headdim",
+    32: "hidden_size n_embd d_model word_embed_proj_dim embedding_size emb_dim",
+    48: "intermediate_size moe_intermediate_size shared_expert_intermediate_size ffn_hidden_size ffn_dim "
+    "decoder_ffn_dim n_inner mlp_hidden_size expert_ffn_hidden_size",
+    64: "vocab_size vocab_size_per_layer_input n_words attention_hidden_size max_position_embeddings n_positions max_seq_len max_sequence_length",
+}
+_SIZES = {name: size for size, names in _SMALL.items() for name in names.split()}
+# What a small model needs beside sizes; the values of these are among those that `shrink` gives.
+_OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"mamba_d_head": 16},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "granitemoehybrid": {"mamba_d_head": 16},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "hidden_size": 32},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "reformer": {"is_decoder": True},
+    "xlstm": {"hidden_size": 32, "num_heads": 4},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"hidden_size": 32},
+}
+
+
+class Family(NamedTuple):
+    """What was found of one `model_type`.
+
+    Attributes:
+        name: of the class, or None where no small model of it could be built.
+        rows: `packed`, `one document`, or None where it has no heads.
+        reason: why not.
+    """
+
+    name: str | None
+    rows: str | None = None
+    reason: str = ""
+
+
+def shrink(config: PreTrainedConfig) -> None:
+    """Make every size small that has a known name, in place."""
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            shrink(value)
+        elif name in _SIZES and isinstance(value, int) and value > _SIZES[name]:
+            setattr(config, name, _SIZES[name])
+        elif name in ("bos_token_id", "eos_token_id", "pad_token_id") and value is not None:
+            setattr(config, name, 0)
+    if hasattr(config, "kv_lora_rank") and hasattr(config, "num_key_value_heads"):  # latent attention has as many
+        config.num_key_value_heads = config.num_attention_heads
+
+
+def build(model_type: str) -> PreTrainedModel:
+    """Build a small model, with weights that depend on nothing but the type."""
+    config = CONFIG_MAPPING[model_type](**_OVERRIDES.get(model_type, {}))
+    shrink(config)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+    if size > LONGEST:
+        raise ValueError(f"a model of {size // 1_000_000} million parameters is left")
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def documents() -> list[Tensor]:
+    """Two documents of 7 and 5 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(1, VOCABULARY, (length,), generator=generator) for length in (7, 5)]
+
+
+@torch.no_grad()
+def plain_losses(model: PreTrainedModel, ahead: int) -> list[Tensor]:
+    """The losses of the tokens `ahead` of those that the plain model was given, each document by itself."""
+    losses = []
+    for tokens in documents():
+        logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-ahead].float()
+        losses.append(cross_entropy(logits, tokens[ahead:], reduction="none"))
+    return losses
+
+
+@torch.no_grad()
+def our_losses(policy: MtpForCausalLM, packing: bool, head: int) -> list[Tensor]:
+    """The same of a policy's head, from one row of both documents, or from two padded rows."""
+    both = documents()
+    owner = torch.tensor([0] * 7 + [1] * 5)
+    if packing:
+        output = policy(torch.cat(both)[None], document_ids=owner[None])
+        rows = [(0, slice(0, 7)), (0, slice(7, 12))]
+    else:
+        ids, labels = torch.zeros(2, 9, dtype=torch.long), torch.full((2, 9), -100)
+        for row, tokens in enumerate(both):
+            ids[row, : len(tokens)] = labels[row, : len(tokens)] = tokens
+        inside = (labels >= 0).long()
+        output = policy(ids, labels=labels, document_ids=1 - inside, attention_mask=inside)
+        rows = [(0, slice(0, 7)), (1, slice(0, 5))]
+    for row, place in rows:
+        assert not output.valid[row, place, head][-1 - head :].any()
+    return [output.ce[row, place, head][: -1 - head] for row, place in rows]
+
+
+def look(model_type: str) -> Family:
+    """Find out of one type. Raises AssertionError where a model that has heads has other losses than the plain one."""
+    try:
+        model = build(model_type)
+    except Exception as error:  # each fails in a way of its own
+        return Family(None, None, f"{type(error).__name__}: {error}".split("\n")[0][:150])
+    name = type(model).__name__
+    expected = [plain_losses(model, ahead) for ahead in (1, 2)]
+    reasons = []
+    for packing in (True, False):
+        try:
+            policy = MtpForCausalLM.wrap(model, 2, packing=packing).eval()
+        except UserError as error:
+            reasons.append(str(error).removeprefix(f"{name} cannot be wrapped: ").split("; ")[0])
+            continue
+        for head in (0, 1):  # head 1 begins as a copy of the last layer, and so with its predictions
+            for ours, plain in zip(our_losses(policy, packing, head), expected[head], strict=True):
+                torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+        return Family(name, "packed" if packing else "one document", reasons[0] if reasons else "")
+    return Family(name, None, reasons[-1])
+
+
+def walk() -> Iterator[tuple[str, Family]]:
+    """Look at every `model_type` that transformers has a causal LM for."""
+    for model_type in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        yield model_type, look(model_type)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    import sys
+    for model_type in sys.argv[1:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        try:
+            print(model_type, *look(model_type), sep=" | ", flush=True)
+        except Exception as error:
+            print(model_type, "CRASH", type(error).__name__, str(error)[:200].replace("\n", " "), sep=" | ", flush=True)
