@@ -32,7 +32,8 @@ assert not [name for name in sys.modules if name.startswith("wmtp")]
 
 def load(folder: Path, name: str, **options: Any) -> MtpForCausalLM:
     count = SHIPPING[name].modules
-    return load_policy(folder, count + 1, head_kind="sequential", shared_module=count == 1, **options).eval()
+    options = {"head_kind": "sequential", "packing": SHIPPING[name].packing, **options}
+    return load_policy(folder, count + 1, shared_module=count == 1, **options).eval()
 
 
 def require_same_files(source: Path, tensors: dict[str, Tensor], folder: Path) -> None:

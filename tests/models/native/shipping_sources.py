@@ -32,6 +32,12 @@ LATENT: dict[str, Any] = {
     "qk_nope_head_dim": 4,
     "v_head_dim": 8,
 }
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 INDEXER = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 64}  # of equal scores, which it takes is open
 DEEPSEEK = {
     "eh_proj.weight": "model.layers.{layer}.eh_proj.weight",
@@ -98,13 +104,18 @@ class Family(NamedTuple):
     mlp: tuple[str, ...] = ()
     said: dict[str, Any] = {}  # noqa: RUF012 (never changed)
 
+    @property
+    def packing(self) -> bool:
+        """Whether packed documents would be kept apart."""
+        return LINEAR_ATTENTION not in self.attention
+
     def layer_kinds(self, count: int) -> dict[str, Any]:
         """What the configuration of a decoder of the first layers says of each."""
         kinds = {"layer_types": list(self.attention[:count]), "mlp_layer_types": list(self.mlp[:count])}
         return {name: kind for name, kind in kinds.items() if kind}
 
 
-SLIDING, FULL = S, F = "sliding_attention", "full_attention"
+SLIDING, FULL, LINEAR_ATTENTION = S, F, L = "sliding_attention", "full_attention", "linear_attention"
 ONE = {"num_nextn_predict_layers": 1}
 MELLUM = {**MOE, "head_dim": 8, "num_experts": 4, "sliding_window": 6}
 QWEN_MOE = {**MOE, "head_dim": 8, "shared_expert_intermediate_size": 16, "num_experts": 4}
@@ -149,6 +160,8 @@ SHIPPING: dict[str, Family] = {
     ),
     "qwen3_next": Family(QWEN_MOE, QWEN, 1, (F,) * 4),
     "qwen3_5_text": Family({"head_dim": 8}, QWEN, 1, (F,) * 4),
+    "qwen3_next recurrent": Family({**QWEN_MOE, **LINEAR}, QWEN, 1, (L, L, F, F)),
+    "qwen3_5_text recurrent": Family({"head_dim": 8, **LINEAR}, QWEN, 1, (L, L, F, F)),
     "qwen3_5_moe_text": Family(QWEN_MOE, QWEN, 1, (F,) * 4),
     "qwen2": Family({}, MIMO, said=ONE),
     "llama": Family({}, GENERIC, 3, said={"num_mtp_layers": 3}),

@@ -43,8 +43,9 @@ AS_GENERIC = {
 
 def load(folder: Path, name: str, horizon: int | None = None) -> MtpForCausalLM:
     """The policy of a source: its one module at all depths, or each of several at its own."""
-    count = SHIPPING[name].modules
-    return load_policy(folder, horizon or count + 1, head_kind="sequential", shared_module=count == 1).eval()
+    count, packing = SHIPPING[name].modules, SHIPPING[name].packing
+    horizon = horizon or count + 1
+    return load_policy(folder, horizon, head_kind="sequential", shared_module=count == 1, packing=packing).eval()
 
 
 def in_names_of_transformers(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -50,8 +50,9 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_prepared(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, jsonl: Callable[..., Path]) -> Any:
-    def make(*rows: dict[str, Any], sequence_length: int = 8, seed: int = 0) -> PreparedData:
-        return prepare([jsonl(*rows)], tokenizer, "tiny", sequence_length, seed, tmp_path / "cache")
+    def make(*rows: dict[str, Any], sequence_length: int = 8, seed: int = 0, packing: bool = True) -> PreparedData:
+        files, cache = [jsonl(*rows)], tmp_path / "cache"
+        return prepare(files, tokenizer, "tiny", sequence_length, seed, cache, packing=packing)
 
     return make
 

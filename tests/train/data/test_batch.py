@@ -32,6 +32,7 @@ EXPECTED = {
     "token_labels": [[0, 0, 1, 2, 0], [0, 1, 1, 0, 0]],
     "rewards": [[1, 1, -1, -1, -1], [-1, 0.5, 0.5, -1, -1]],  # -1 for NaN, which equals nothing
     "pairs": [[0, 0, 4, 4, 4], [4, -4, -4, 0, 0]],
+    "attention_mask": [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]],
 }
 
 

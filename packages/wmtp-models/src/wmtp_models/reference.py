@@ -75,7 +75,9 @@ class ReferenceModel(nn.Module):
         position_ids, document_ids = infer_layout(position_ids, document_ids, attention_mask)
         targets, _ = mtp_targets(input_ids, 1, attention_mask, document_ids)  # [B, S, 1]
         layout = {"position_ids": position_ids} if self.isolates_documents else {}
-        hidden = self.causal_lm.base_model(input_ids=input_ids, use_cache=False, **layout).last_hidden_state  # [B, S, D]
+        hidden = self.causal_lm.base_model(
+            input_ids=input_ids, use_cache=False, **layout
+        ).last_hidden_state  # [B, S, D]
         weight, transform = self.trunk.weight, self.trunk.transform
         ce = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), transform=transform)
         ce = ce.view_as(input_ids)

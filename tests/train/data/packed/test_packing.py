@@ -91,6 +91,30 @@ def test_rows_are_the_shuffled_documents_cut_into_equal_rows(
             assert np.repeat(row["pairs"], row["document_lengths"]).tolist() == pairs
 
 
+@given(corpora(), st.integers(2, 12), st.integers(0, 5), st.integers(1, 4))
+def test_without_packing_each_row_is_one_document(
+    documents: datasets.Dataset, sequence_length: int, seed: int, block_rows: int
+) -> None:
+    rows = list(packed(documents, sequence_length, seed, block_rows=block_rows, packing=False))
+    order = [row["document_ids"][0] for row in rows]
+    assert sorted(order) == list(range(len(documents)))
+    assert order == list(packed(documents, 10**4, seed)[0]["document_ids"])[: len(order)], "shuffled as packed ones are"
+    for number, row in zip(order, rows, strict=True):
+        document = documents[number]
+        tokens = document["input_ids"][:sequence_length]
+        padding = sequence_length - len(tokens)
+        labels = [-100 if place < document["masked"] else token for place, token in enumerate(tokens)]
+        assert row["input_ids"] == tokens + [EOS] * padding
+        assert row["labels"] == labels + [-100] * padding
+        assert row["noise"] == document["noise"][:sequence_length] + [0] * padding
+        pieces = [(number, len(tokens)), (-1, padding)]
+        kept = [piece for piece in pieces if piece[1]]
+        assert list(zip(row["document_ids"], row["document_lengths"], strict=True)) == kept
+        if "rewards" in row:
+            rewards = [None if np.isnan(value) else value for value in row["rewards"]]
+            assert rewards == [document["reward"], None][: len(kept)]
+
+
 def test_pairs_stay_together_and_move() -> None:
     documents = corpus(
         *[{"input_ids": [n, EOS], "pair": pair} for p in range(20) for n, pair in ((p, 0), (p, p + 1), (p, -p - 1))]
@@ -126,7 +150,7 @@ def test_columns_are_narrow() -> None:
 
 
 def test_fingerprint_knows_length_and_seed_and_refuses_a_row_without_target() -> None:
-    assert len({packing_fingerprint(*both) for both in [(2, 0), (2, 1), (20, 1), (2, 0)]}) == 3
+    assert len({packing_fingerprint(*both) for both in [(2, 0), (2, 1), (20, 1), (2, 0), (2, 0, False)]}) == 4
     for length in (1, 0, -3):
         with pytest.raises(UserError, match=f"sequence_length {length}: a row shorter than 2 tokens"):
             packing_fingerprint(length, 0)

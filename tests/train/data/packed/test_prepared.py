@@ -43,6 +43,22 @@ def test_what_is_known_of_the_data(make_prepared: Prepare, tokenizer: PreTrained
     assert list(prepared.path.parent.iterdir()) == [prepared.path]
 
 
+def test_without_packing_what_is_cut_off_is_counted(make_prepared: Prepare) -> None:
+    rows = [{"text": "alpha"}, {"text": "alpha beta gamma delta " * 3}]
+    packed, alone = make_prepared(*rows), make_prepared(*rows, packing=False)
+    assert packed.path != alone.path
+    assert (packed.cut_off, alone.cut_off) == (0, 1)
+    assert len(alone.rows) == alone.documents == 2
+    assert alone.tokens < packed.tokens
+    assert alone.tokens == sum(map(len, unpack(alone.rows)["input_ids"]))
+
+
+def test_without_packing_pairs_are_refused(make_prepared: Prepare, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the two texts of a pair .*: set data\.packing to true"):
+        make_prepared(*ROWS, packing=False)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_plain_text_has_neither_rewards_nor_pairs(make_prepared: Prepare) -> None:
     prepared = make_prepared({"text": "alpha"})
     assert (prepared.has_rewards, prepared.has_pairs, prepared.label_names) == (False, False, [])

@@ -51,7 +51,8 @@ def check(policy: MtpForCausalLM, folder: Path) -> str:
     """
     hf.check(policy, folder)
     config = policy.config
-    again = load_policy(folder, config.horizon, False, policy.dtype, SequentialHeads.kind, config.shared_module).eval()
+    kind, shared, packing = SequentialHeads.kind, config.shared_module, config.isolates_documents
+    again = load_policy(folder, config.horizon, False, policy.dtype, kind, shared, packing).eval()
     expected = {name: weight for name, weight in policy.state_dict().items() if not name.startswith("value_head.")}
     require_same_weights(expected, dict(again.state_dict()), folder)
     require_equal(head_logits(policy), head_logits(again), f"the logits of {folder}")

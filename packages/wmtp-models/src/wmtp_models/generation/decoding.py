@@ -120,8 +120,8 @@ def _require_steady(policy: MtpForCausalLM) -> None:
         raise UserError("the model is in training mode, where dropout changes its text: call its eval() first")
     if not policy.config.isolates_documents:
         raise UserError(
-            f"speculative decoding needs a trunk that goes by position ids, which {policy.config.trunk.model_type} does "
-            "not: decode with unwrap().generate()"
+            f"drafting needs a trunk that goes by position ids, which {policy.config.trunk.model_type} does not: "
+            "decode with unwrap().generate()"
         )
     rope = getattr(policy.config.trunk, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":

@@ -9,8 +9,20 @@ from wmtp_core import UserError
 from wmtp_core.losses.logit_transform import IDENTITY, LogitTransform
 from wmtp_models.trunk.logit_transform import find_logit_transform
 
-LAYER_LISTS = ("layers", "h")
-FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
+LAYER_LISTS = ("layers", "h", "blocks")
+# Which one ends the decoder is not taken from its name: `require_wrappable` holds the product against the logits.
+FINAL_NORMS = (
+    "norm",
+    "ln_f",
+    "norm_f",
+    "final_norm",
+    "final_layer_norm",
+    "final_layernorm",
+    "layer_norm",
+    "embedding_norm",
+    "out_norm",
+    "ln_out",
+)
 
 
 @dataclass(frozen=True)
