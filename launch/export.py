@@ -13,6 +13,7 @@ FORMATS_HELP = {
     "generic": "sequential heads beside a plain model, for transformers' use_mtp and vLLM from 0.33",
     "exaone": "Qwen3 and one sequential module, for transformers, vLLM and SGLang",
     "mimo-drafter": "one sequential module alone, beside a Llama or Qwen2 that vLLM or SGLang serves",
+    "glm": "Llama, Qwen2 or Qwen3 and sequential modules, for vLLM, SGLang and llama.cpp",
     "medusa": "mlp and linear heads for vLLM",
     "consolidated": "params.json and consolidated.pth, a Llama with a layer for each head",
     "native": "what a source that ships modules published, under its own names",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from wmtp_models.formats.roundtrip import probe, require_equal, require_same_generation, require_same_weights
 from wmtp_models.policy import MtpForCausalLM
@@ -35,7 +35,11 @@ def save(policy: MtpForCausalLM, folder: Path, extra: dict[str, Tensor] | None =
         extra: weights to write beside the plain model's; they are un-stacked and named like these.
         stacked: experts stay in one tensor for each layer, and all names as transformers has them.
     """
-    plain = policy.unwrap()
+    write(policy.unwrap(), folder, extra, stacked)
+
+
+def write(plain: PreTrainedModel, folder: Path, extra: dict[str, Tensor] | None = None, stacked: bool = False) -> None:
+    """Write a plain model as `save` does the policy's."""
     # By itself, since save_pretrained refuses settings that contradict each other, as some published ones do.
     generation, plain.generation_config = plain.generation_config, GenerationConfig()
     try:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from wmtp_models.formats import consolidated, exaone, generic, hf, medusa, mimo_drafter, native, wmtp
+from wmtp_models.formats import consolidated, exaone, generic, glm, hf, medusa, mimo_drafter, native, wmtp
 from wmtp_models.policy import MtpForCausalLM
 
 
@@ -30,6 +30,7 @@ FORMATS: dict[str, Format] = {
     "generic": generic,
     "exaone": exaone,
     "mimo-drafter": mimo_drafter,
+    "glm": glm,
     "medusa": medusa,
     "consolidated": consolidated,
 }
