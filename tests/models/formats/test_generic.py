@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM
-from wmtp_models.formats import exaone, generic, mimo_drafter
+from wmtp_models.formats import exaone, generic, glm, mimo_drafter
 
 Make = Callable[..., PreTrainedModel]
 PROMPT = torch.tensor([[5, 6, 7, 8]])
@@ -20,9 +21,11 @@ PROMPT = torch.tensor([[5, 6, 7, 8]])
 def make_policy(make_causal_lm: Make) -> Callable[..., MtpForCausalLM]:
     """Two depths beside three layers; the modules have moved, a little, so that some drafts are right."""
 
-    def make(family: str = "llama", shared: bool = True, kind: str = "sequential", **overrides: Any) -> MtpForCausalLM:
+    def make(
+        family: str = "llama", shared: bool = True, kind: str = "sequential", block: str = "trunk", **overrides: Any
+    ) -> MtpForCausalLM:
         causal_lm = make_causal_lm(family, **overrides)
-        policy = MtpForCausalLM.wrap(causal_lm, 3, head_kind=kind, shared_module=shared).eval()
+        policy = MtpForCausalLM.wrap(causal_lm, 3, head_kind=kind, shared_module=shared, head_block=block).eval()
         torch.manual_seed(1)
         with torch.no_grad():
             for parameter in policy.heads.parameters():
@@ -80,22 +83,45 @@ def test_a_dense_qwen3_is_an_exaone(make_policy: Callable[..., MtpForCausalLM], 
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(("family", "block"), [("llama", "trunk"), ("qwen2", "trunk"), ("qwen3", "qwen2")])
 def test_a_mimo_drafter_stands_beside_its_trunk(
-    family: str, tied: bool, make_policy: Callable[..., MtpForCausalLM], tmp_path: Path
+    family: str, block: str, tied: bool, make_policy: Callable[..., MtpForCausalLM], tmp_path: Path
 ) -> None:
-    policy = make_policy(family, tie_word_embeddings=tied)
+    policy = make_policy(family, block=block, tie_word_embeddings=tied)
     (tmp_path / "out").mkdir()
     mimo_drafter.save(policy, tmp_path / "out")
     assert "head 1's logits by a Qwen2 layer" in mimo_drafter.check(policy, tmp_path / "out")
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert all(name.startswith("model.mtp_layers.0.") for name in written)
     bias = written["model.mtp_layers.0.self_attn.q_proj.bias"]
-    assert bool(bias.any()) == (family == "qwen2")
+    assert bool(bias.any()) == (family == "qwen2" or block == "qwen2")
     ours = policy.heads.layers[0].eh_proj.weight
     x, y = torch.randn(2, 32)
     projection: Tensor = written["model.mtp_layers.0.input_proj.weight"]
     torch.testing.assert_close(projection @ torch.cat([y, x]), ours @ torch.cat([x, y]))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_a_trunk_with_modules_is_a_glm(
+    family: str, shared: bool, tied: bool, make_policy: Callable[..., MtpForCausalLM], tmp_path: Path
+) -> None:
+    policy = make_policy(family, shared, tie_word_embeddings=tied)
+    glm.save(policy, tmp_path / "out")
+    assert "the logits of 3 heads in Glm4MoeForCausalLM" in glm.check(policy, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["model_type"], config["num_nextn_predict_layers"]) == ("glm4_moe", 1 if shared else 2)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(written["model.layers.3.eh_proj.weight"], policy.heads.layers[0].eh_proj.weight)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    weights["model.layers.3.mlp.experts.1.down_proj.weight"][0] += 1
+    save_file(weights, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    glm.check(policy, tmp_path / "out"), "the second expert is never chosen"
+    weights["model.layers.3.mlp.experts.0.down_proj.weight"][0] += 1
+    save_file(weights, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"the logits of .* differ"):
+        glm.check(policy, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +129,11 @@ def test_a_mimo_drafter_stands_beside_its_trunk(
     [
         (generic, "llama", {"kind": "layer"}, "its heads are of the kind layer: export to wmtp"),
         (generic, "gpt2", {}, "norms are RMSNorm"),
+        (generic, "llama", {"block": "qwen2"}, "these are Qwen2's: export to mimo-drafter"),
+        (glm, "qwen3", {"block": "qwen2"}, "its layers have other weights: export to generic"),
+        (glm, "mistral", {}, "this is mistral: export to generic"),
+        (glm, "llama", {"intermediate_size": 47}, "an odd number of units"),
+        (glm, "llama", {"kind": "layer"}, "its heads are of the kind layer: export to wmtp"),
         (generic, "llama", {"num_hidden_layers": 1}, "at least as many layers .* it has 1 for 2"),
         (exaone, "llama", {}, "this is llama: export to mimo-drafter or generic"),
         (exaone, "qwen3", {"shared": False}, "here each has its own: export to generic"),

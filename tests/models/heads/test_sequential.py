@@ -21,10 +21,9 @@ PACKED = torch.cat([torch.arange(5), torch.arange(7)]).expand(2, 12)
 def make_policy(make_causal_lm: Make) -> Callable[..., MtpForCausalLM]:
     """A policy whose modules are far from where they start."""
 
-    def make(family: str = "llama", shared: bool = True, **overrides: Any) -> MtpForCausalLM:
-        policy = MtpForCausalLM.wrap(
-            make_causal_lm(family, **overrides), DEPTHS + 1, head_kind="sequential", shared_module=shared
-        )
+    def make(family: str = "llama", shared: bool = True, block: str = "trunk", **overrides: Any) -> MtpForCausalLM:
+        causal_lm, how = make_causal_lm(family, **overrides), {"shared_module": shared, "head_block": block}
+        policy = MtpForCausalLM.wrap(causal_lm, DEPTHS + 1, head_kind="sequential", **how)
         torch.manual_seed(1)
         with torch.no_grad():
             for parameter in policy.heads.parameters():
@@ -47,12 +46,16 @@ def one_layer_decoder(policy: MtpForCausalLM, module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("family", "block"),
+    [(name, "trunk") for name in ("llama", "qwen2", "qwen3", "mistral", "gpt_neox")]
+    + [(name, "qwen2") for name in ("llama", "qwen2", "qwen3")],
+)
 def test_depths_are_those_of_the_definition(
-    family: str, shared: bool, make_policy: Callable[..., MtpForCausalLM], input_ids: Tensor
+    family: str, block: str, shared: bool, make_policy: Callable[..., MtpForCausalLM], input_ids: Tensor
 ) -> None:
     """By transformers' own decoder of one layer, position by position as far as its tokens reach."""
-    policy = make_policy(family, shared)
+    policy = make_policy(family, shared, block)
     states = policy._forward_heads(input_ids, None)
     hidden, length = states[0], input_ids.shape[1]
     assert torch.equal(hidden, policy.causal_lm.base_model(input_ids).last_hidden_state)
@@ -155,6 +158,31 @@ def test_it_is_saved_and_loaded_whole(
         assert torch.equal(again.head_logits(input_ids), policy.head_logits(input_ids))
         with pytest.raises(UserError, match=f"set shared_module to {str(shared).lower()}"):
             load_policy(tmp_path / str(shared), DEPTHS + 1, head_kind="sequential", shared_module=not shared)
+
+
+def test_a_qwen2_block_starts_with_what_the_last_layer_has(make_causal_lm: Make) -> None:
+    policy = MtpForCausalLM.wrap(make_causal_lm("qwen3"), 2, head_kind="sequential", head_block="qwen2")
+    last = policy.trunk.last_layer.state_dict()
+    block = policy.heads.layers[0].block.state_dict()
+    biases = {f"self_attn.{part}_proj.bias" for part in "qkv"}
+    assert block.keys() - last.keys() == biases
+    assert not any(block[name].any() for name in biases)
+    assert last.keys() - block.keys() == {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}
+    assert all(torch.equal(block[name], last[name]) for name in block.keys() & last.keys())
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "said"),
+    [
+        ("mistral", {}, "stands beside llama, qwen2, qwen3, and this is mistral"),
+        ("qwen3", {"head_dim": 16}, "= 8 dimensions, and the trunk's have 16"),
+    ],
+)
+def test_a_qwen2_block_that_cannot_stand_there_is_refused(
+    family: str, overrides: dict[str, Any], said: str, make_causal_lm: Make
+) -> None:
+    with pytest.raises(UserError, match=f"{said}: set it to trunk"):
+        MtpForCausalLM.wrap(make_causal_lm(family, **overrides), 2, head_kind="sequential", head_block="qwen2")
 
 
 def test_the_trunk_stays_a_plain_model(make_policy: Callable[..., MtpForCausalLM], make_causal_lm: Make) -> None:

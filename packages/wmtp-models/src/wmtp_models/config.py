@@ -21,6 +21,7 @@ class MtpConfig(PreTrainedConfig):
             each read the head before it and one more token; or on the final hidden state `mlp`, a residual block each,
             or `linear`, a matrix each.
         shared_module: whether sequential heads are one module, applied again at every depth, or one module each.
+        head_block: the decoder layer in sequential heads that are new: `trunk`, like the trunk's last one, or `qwen2`.
         native: of sequential heads that the source shipped: how it names and builds them, the attributes of
             `NativeModules`; None: the heads are new.
         isolates_documents: whether the trunk keeps documents of one row apart where position ids restart.
@@ -41,6 +42,7 @@ class MtpConfig(PreTrainedConfig):
         horizon: int = 4,
         head_kind: str = ParallelHeads.kind,
         shared_module: bool = True,
+        head_block: str = "trunk",
         native: dict[str, Any] | None = None,
         isolates_documents: bool = True,
         value_head: bool = False,
@@ -52,6 +54,8 @@ class MtpConfig(PreTrainedConfig):
         if horizon < 1:
             raise UserError(f"horizon is {horizon}: it must be at least 1 (1 is plain next-token prediction)")
         require_head_kind(head_kind)
+        if head_block not in ("trunk", "qwen2"):
+            raise UserError(f"head_block is {head_block!r}: choose trunk or qwen2")
         if format_version > FORMAT:
             raise UserError(
                 f"format_version is {format_version}, and formats up to {FORMAT} are known: update wmtp-models"
@@ -62,6 +66,7 @@ class MtpConfig(PreTrainedConfig):
         self.horizon = horizon
         self.head_kind = head_kind
         self.shared_module = shared_module
+        self.head_block = head_block
         self.native = native
         self.isolates_documents = isolates_documents
         self.value_head = value_head

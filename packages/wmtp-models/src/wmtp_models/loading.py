@@ -33,6 +33,7 @@ def load_policy(
     head_kind: str = ParallelHeads.kind,
     shared_module: bool = True,
     packing: bool = True,
+    head_block: str = "trunk",
 ) -> MtpForCausalLM:
     """Load the model to train, from what has heads (`load_wmtp`) or from any plain causal LM.
 
@@ -49,6 +50,7 @@ def load_policy(
         shared_module: of sequential heads, see `MtpConfig`; what has some must have it so. What ships several modules
             has one a depth.
         packing: whether it is to be given rows of several documents.
+        head_block: of sequential heads, see `MtpConfig`.
 
     Raises:
         UserError: nothing there, incomplete or foreign weights, other heads, an architecture without heads, or one that
@@ -61,7 +63,7 @@ def load_policy(
             return wrap_with_modules(causal_lm, shipped, horizon, value_head, shared_module, packing)
         if shipped is not None:
             warn_unused(shipped)
-        return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind, shared_module, packing=packing)
+        return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind, shared_module, None, packing, head_block)
     policy = load_wmtp(source, dtype)
     config = policy.config
     if config.horizon != horizon:
@@ -77,6 +79,11 @@ def load_policy(
         raise UserError(
             f"{source} has {'one module for all depths' if config.shared_module else 'a module for each depth'}: "
             f"set shared_module to {str(config.shared_module).lower()}"
+        )
+    if head_kind == SequentialHeads.kind and config.native is None and config.head_block != head_block:
+        raise UserError(
+            f"{source} has a decoder layer of the kind {config.head_block} in its modules, but head_block is "
+            f"{head_block}: set head_block to {config.head_block}"
         )
     if packing and not config.isolates_documents:
         raise UserError(f"{source} lets documents that are packed into a row see each other: set data.packing to false")
@@ -129,6 +136,7 @@ def build_policy(
     head_kind: str = ParallelHeads.kind,
     shared_module: bool = True,
     packing: bool = True,
+    head_block: str = "trunk",
 ) -> MtpForCausalLM:
     """Build a policy from scratch, in float32, with weights that depend on nothing but the arguments.
 
@@ -141,6 +149,7 @@ def build_policy(
         head_kind: of the heads after the first, see `MtpConfig`.
         shared_module: of sequential heads, see `MtpConfig`.
         packing: whether it is to be given rows of several documents.
+        head_block: of sequential heads, see `MtpConfig`.
 
     Raises:
         UserError: an unknown or missing `model_type`, an unknown key, a value that the architecture refuses.
@@ -163,7 +172,9 @@ def build_policy(
         try:
             config = AutoConfig.for_model(**{**special_ids, **trunk_config, "vocab_size": vocab_size})
             causal_lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            return MtpForCausalLM.wrap(causal_lm, horizon, value_head, head_kind, shared_module, packing=packing)
+            return MtpForCausalLM.wrap(
+                causal_lm, horizon, value_head, head_kind, shared_module, None, packing, head_block
+            )
         except UserError:
             raise
         except Exception as error:  # each architecture refuses in a way of its own, some only when they are called

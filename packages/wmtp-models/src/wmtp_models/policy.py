@@ -86,6 +86,7 @@ class MtpForCausalLM(PreTrainedModel):
         shared_module: bool = True,
         native: dict[str, Any] | None = None,
         packing: bool = True,
+        head_block: str = "trunk",
     ) -> Self:
         """Put heads beside a plain causal LM, whose last layer is head 0.
 
@@ -105,6 +106,7 @@ class MtpForCausalLM(PreTrainedModel):
             horizon=horizon,
             head_kind=head_kind,
             shared_module=shared_module,
+            head_block=head_block,
             native=native,
             isolates_documents=isolates_documents,
             value_head=value_head,

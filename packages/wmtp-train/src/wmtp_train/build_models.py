@@ -36,6 +36,7 @@ def build_policy_from_settings(
             value_head,
             head_kind=model.head_kind,
             shared_module=model.shared_module,
+            head_block=model.head_block,
             packing=settings.data.packing,
         )
     elif model.config is not None:
@@ -47,6 +48,7 @@ def build_policy_from_settings(
             settings.seed,
             head_kind=model.head_kind,
             shared_module=model.shared_module,
+            head_block=model.head_block,
             packing=settings.data.packing,
         )
     else:

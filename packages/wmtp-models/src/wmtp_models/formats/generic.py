@@ -61,6 +61,8 @@ def save(policy: MtpForCausalLM, folder: Path) -> None:
         UserError: heads of another kind, or a trunk whose norms are not RMSNorm, or that is less deep than they are.
     """
     heads = sequential_heads(policy, "generic")
+    if policy.config.head_block != "trunk":
+        raise UserError("generic holds layers like the trunk's, and these are Qwen2's: export to mimo-drafter or wmtp")
     if len(heads) > len(policy.trunk.layers):  # transformers renames layers.{k} by k alone
         raise UserError(
             f"generic needs a trunk of at least as many layers as there are later heads, and it has "

@@ -1,8 +1,8 @@
 """A Llama, Qwen2 or Qwen3 trunk and its sequential modules as a GLM-4.5 model.
 
 GLM-4.5's attention is theirs, with a norm of queries and keys or biases as options, once all of a head is rotated. Its
-modules are mixtures of experts, and servers want one such layer in the trunk too. So the gated MLP of the last layer and
-of the modules is split in two: one half of its units is the shared expert, and the other half is both of two routed
+modules are mixtures of experts, and servers want one such layer in the trunk too. So the gated MLP of the last layer
+and of the modules is split in two: one half of its units is the shared expert, and the other half is both of two routed
 experts, of which one is always chosen, with a weight of 1.
 """
 
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Glm4MoeConfig, PreTrainedConfig, 
 from wmtp_core import UserError
 from wmtp_models.formats import hf
 from wmtp_models.formats.modules import ATTENTION, QK_NORM, QKV_BIAS, REST, module_weights, sequential_heads
-from wmtp_models.formats.roundtrip import head_logits, probe, require_close
+from wmtp_models.formats.roundtrip import head_logits, require_close
 from wmtp_models.heads.sequential import SequentialHeads
 from wmtp_models.loading import load_policy
 from wmtp_models.policy import MtpForCausalLM
@@ -106,11 +106,7 @@ def check(policy: MtpForCausalLM, folder: Path) -> str:
     difference = require_close(
         head_logits(policy), head_logits(glm), torch.finfo(policy.dtype).eps, f"the logits of {folder}"
     )
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    tokens = probe(policy)
-    ours, theirs = (m(input_ids=tokens, use_cache=False).logits.float() for m in (policy.causal_lm, plain))
-    require_close(ours, theirs, torch.finfo(policy.dtype).eps, f"the logits of {folder}")
-    return f"the logits of {config.horizon} heads in {type(plain).__name__} are equal to {difference:.1g}"
+    return f"the logits of {config.horizon} heads in {type(glm.causal_lm).__name__} are equal to {difference:.1g}"
 
 
 def _require_expressible(trunk: PreTrainedConfig, module: dict[str, Tensor]) -> None:

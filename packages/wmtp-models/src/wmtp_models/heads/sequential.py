@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from wmtp_models.heads.base import HeadInputs, Heads, Propose, set_layer_idx
+from wmtp_models.heads.qwen2_block import build_qwen2_block
 from wmtp_models.heads.sparse_grad_linear import make_row_sparse
 from wmtp_models.native.blocks import NativeModules
 from wmtp_models.native.layouts import require_layout
@@ -63,17 +64,26 @@ class SequentialHeads(Heads):
         trunk: which they stand beside.
         depths: H−1.
         shared: one module for every depth; else each has its own.
-        native: how modules are built that the trunk's source shipped; None: like the trunk's last layer.
+        native: how modules are built that the trunk's source shipped; None: they are new.
+        qwen2_block: the decoder layer of new ones is Qwen2's, and not like the trunk's last one.
     """
 
     kind = "sequential"
 
-    def __init__(self, trunk: TrunkParts, depths: int, shared: bool, native: NativeModules | None = None) -> None:
+    def __init__(
+        self,
+        trunk: TrunkParts,
+        depths: int,
+        shared: bool,
+        native: NativeModules | None = None,
+        qwen2_block: bool = False,
+    ) -> None:
         super().__init__()
         count = min(depths, 1) if shared else depths
         self.depths, self.trunk_layers = depths, len(trunk.layers)
         if native is None:
-            modules = [SequentialModule(trunk, copy.deepcopy(trunk.last_layer)) for _ in range(count)]
+            build = build_qwen2_block if qwen2_block else lambda trunk: copy.deepcopy(trunk.last_layer)
+            modules = [SequentialModule(trunk, build(trunk)) for _ in range(count)]
         else:
             self.called_as = native.called_as(trunk.causal_lm.config)
             normed = require_layout(native.layout).post_norm is not None
@@ -85,7 +95,7 @@ class SequentialHeads(Heads):
     def beside(cls, trunk: TrunkParts, config: PreTrainedConfig) -> Self:
         """Build depths 1 … H−1; decoder layers that no source shipped start as copies of the trunk's last one."""
         native = None if config.native is None else NativeModules(**config.native)
-        return cls(trunk, config.horizon - 1, config.shared_module, native)
+        return cls(trunk, config.horizon - 1, config.shared_module, native, config.head_block == "qwen2")
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module, causal_lm: PreTrainedModel) -> None:

@@ -28,7 +28,7 @@ def run_fingerprint(settings: Settings, policy: MtpForCausalLM, data: dict[str, 
     """
     trunk = json.loads(policy.config.trunk.to_json_string())
     del trunk["transformers_version"]  # who wrote it
-    names = {"horizon", "head_kind", "shared_module", "train", "lora_rank", "lora_alpha"}
+    names = {"horizon", "head_kind", "shared_module", "head_block", "train", "lora_rank", "lora_alpha"}
     shape = settings.model.model_dump(include=names)
     return {
         "format": _FORMAT,

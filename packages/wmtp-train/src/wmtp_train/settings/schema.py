@@ -26,8 +26,7 @@ class DataSettings(BaseModel):
     sequence_length: int = Field(1024, ge=2)
     """Tokens in a row, S."""
     packing: bool = True
-    """Put documents end to end into rows; false: one document a row, cut to S tokens or padded, for models in which
-    documents of one row would see each other."""
+    """Put documents end to end into rows; false: one document a row, for models in which they would see each other."""
     shuffle_seed: int = Field(0, ge=0, lt=2**31)
     """Fixes the packing. Apart from `seed`, so that runs of several seeds share one scored corpus."""
     cache_dir: Path = Path("runs/cache")
@@ -57,6 +56,8 @@ class ModelSettings(BaseModel):
     before it and one more token (DeepSeek-V3); or on the final hidden state a residual block (Medusa) or a matrix."""
     shared_module: bool = True
     """Apply one sequential module again at every depth, as servers do; false: a module for each depth."""
+    head_block: Literal["trunk", "qwen2"] = "trunk"
+    """The decoder layer in sequential modules: like the trunk's last one; or Qwen2's, which a MiMo drafter has."""
     train: Literal["all", "heads", "lora"] = "all"
     """What learns: everything; only the heads after the first (and the value head), beside a trunk that stays as it is;
     or the heads in full and the trunk through low-rank adapters, which model/ holds multiplied out."""

@@ -1,0 +1,122 @@
+"""Exports of trained models in a real vLLM and in transformers' `use_mtp`: the trunk's text, in fewer forwards.
+
+`make test-serve` makes vLLM's environment and the models. The table of what was measured goes to `runs/serve/table.md`.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toys import FAMILIES, HOME, PROMPT_TOKENS, PROMPTS, export, model, prompts
+
+from conftest import VENV
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not VENV.is_dir(), reason="no .venv-serve; `make test-serve` makes it"),
+]
+TOKENS = 64
+LEAST = 2.2
+SERVED = [
+    ("llama", "mimo-drafter"),
+    ("llama", "glm"),
+    ("qwen2", "mimo-drafter"),
+    ("qwen2", "glm"),
+    ("qwen3", "exaone"),
+    ("qwen3", "glm"),
+]
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[str]]:
+    """Rows of the table, which is written once all tests of it have run."""
+    rows: list[str] = []
+    yield rows
+    heading = "| trunk | format | decoded by | tokens a forward | accepted at depth 1 | 2 | 3 | same text |"
+    lines = [heading, "|---|---|---|--:|--:|--:|--:|--:|", *rows]
+    (HOME / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n" + "\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, list[str]]:
+    """By family, what the plain trunk says in the same server."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def ours(table: list[str]) -> dict[str, list[float]]:
+    """By family, the acceptance at each depth in our own decoder, on the same prompts."""
+    from wmtp_models import generate, load_wmtp
+
+    found = {}
+    for family in FAMILIES:
+        result = generate(load_wmtp(model(family)).eval(), prompts=prompts(), max_new_tokens=TOKENS)
+        found[family] = result.acceptance
+        table.append(row(family, "wmtp", "launch/generate.py", result.tokens_per_forward, result.acceptance, ""))
+    return found
+
+
+def row(family: str, form: str, by: str, per_forward: float, acceptance: list[float], same: str) -> str:
+    shares = " | ".join(f"{share:.2f}" for share in acceptance)
+    return f"| {family} | `{form}` | {by} | {per_forward:.2f} | {shares} | {same} |"
+
+
+def test_there_is_something_to_say() -> None:
+    model("llama")
+    assert [len(tokens) for tokens in prompts()] == [PROMPT_TOKENS] * PROMPTS
+
+
+@pytest.mark.parametrize(("family", "form"), SERVED)
+def test_vllm_says_what_the_trunk_says(
+    family: str,
+    form: str,
+    serve: Callable[..., Any],
+    texts: dict[str, list[str]],
+    ours: dict[str, list[float]],
+    table: list[str],
+) -> None:
+    trunk = export(family, "hf")
+    if family not in texts:
+        with serve(trunk) as server:
+            texts[family] = server.complete(prompts(), TOKENS)
+    with serve(export(family, form), trunk) as server:
+        drafted = server.complete(prompts(), TOKENS)
+        per_forward, acceptance = server.acceptance()
+    same = sum(a == b for a, b in zip(drafted, texts[family], strict=True))
+    table.append(row(family, form, "vLLM 0.32.0", per_forward, acceptance, f"{same} of {PROMPTS}"))
+    assert same == PROMPTS
+    assert per_forward >= LEAST
+    assert min(acceptance) > 0
+    # The server shares one cache among the depths of a module, and we give each its own.
+    assert acceptance == pytest.approx(ours[family], abs=0.1)
+
+
+@pytest.mark.parametrize(("family", "form"), [*((family, "generic") for family in FAMILIES), ("qwen3", "exaone")])
+def test_transformers_says_what_the_trunk_says(
+    family: str, form: str, ours: dict[str, list[float]], table: list[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = export(family, form)
+    decoder = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    forwards: list[int] = []
+    decoder.model.layers[0].register_forward_hook(lambda *_: forwards.append(1))
+    same = written = drafted_in = 0
+    for tokens in prompts():
+        prompt = torch.tensor([tokens])
+        how = {"do_sample": False, "max_new_tokens": TOKENS, "pad_token_id": 0, "eos_token_id": None}
+        how["attention_mask"] = torch.ones_like(prompt)
+        plain = decoder.generate(prompt, **how)
+        before = len(forwards)
+        drafted = decoder.generate(prompt, use_mtp=True, **how)
+        drafted_in += len(forwards) - before
+        same += torch.equal(plain, drafted)
+        written += drafted.shape[1] - prompt.shape[1]
+    per_forward = written / drafted_in
+    table.append(f"| {family} | `{form}` | transformers | {per_forward:.2f} | | | | {same} of {PROMPTS} |")
+    assert same == PROMPTS
+    assert per_forward >= LEAST
