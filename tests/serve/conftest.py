@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import HOME, ROOT
+from toys import HOME, VENV
 
 from ranks import free_ports
 
-VENV = ROOT / ".venv-serve"
 # What a test on two cores asks for beside the command.
 SMALL = "--host 127.0.0.1 --dtype float32 --max-model-len 256 --max-num-seqs 8 --max-num-batched-tokens 512 "
 SMALL += "--enforce-eager"

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import FAMILIES, HOME, PROMPT_TOKENS, PROMPTS, export, model, prompts
-
-from conftest import VENV
+from toys import FAMILIES, HOME, PROMPT_TOKENS, PROMPTS, VENV, export, model, prompts
 
 pytestmark = [
     pytest.mark.slow,
