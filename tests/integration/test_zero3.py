@@ -25,6 +25,7 @@ from wmtp_train.settings.schema import Settings
 pytestmark = pytest.mark.slow
 RANKS = Path(__file__).with_name("zero3_ranks.py")
 TIED = {"tied": True, "untied": False}
+HEAD_KINDS = ("layer", "sequential")
 STAGES = (0, 1, 2, 3)
 MICRO_BATCH = 2
 ALWAYS_WHOLE = 100_000  # DeepSpeed gathers a parameter of no more elements once, and keeps it
@@ -96,6 +97,7 @@ def job(settings, prepared, tiny_llama):
         "trunks": {
             name: {**tiny_llama, "initializer_range": 0.2, "tie_word_embeddings": tied} for name, tied in TIED.items()
         },
+        "head_kinds": HEAD_KINDS,
         "micro_batches": [[micro_batch(True), micro_batch(False)] for _ in range(2)],
         # DeepSpeed learns the order of a forward in the first two, and fetches ahead from the third on.
         "batches": [[packed_rows[[8 * rank + 2 * n, 8 * rank + 2 * n + 1]] for n in range(4)] for rank in range(2)],
@@ -146,9 +148,9 @@ def test_what_the_heads_gathered_is_freed_until_the_backward(found):
         assert [name for name, freed in rank["freed"].items() if not freed] == []
 
 
-def dense_gradients(trunk, micro_batches):
+def dense_gradients(trunk, head_kind, micro_batches):
     """The mean over micro-batches, from all logits, by autograd."""
-    policy = build_policy(trunk, 64, 3)
+    policy = build_policy(trunk, 64, 3, head_kind=head_kind)
     for input_ids, weights, _ in micro_batches:
         targets, valid = mtp_targets(input_ids, 3)
         ce = -policy.head_logits(input_ids).log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
@@ -156,11 +158,12 @@ def dense_gradients(trunk, micro_batches):
     return {name: parameter.grad for name, parameter in policy.named_parameters()}
 
 
+@pytest.mark.parametrize("head_kind", HEAD_KINDS)
 @pytest.mark.parametrize("name", TIED)
-def test_gradients_of_the_fused_loss_are_those_of_stage_0(job, found, name):
-    expected = dense_gradients(job["trunks"][name], job["micro_batches"][0] + job["micro_batches"][1])
+def test_gradients_of_the_fused_loss_are_those_of_stage_0(job, found, name, head_kind):
+    expected = dense_gradients(job["trunks"][name], head_kind, job["micro_batches"][0] + job["micro_batches"][1])
     for rank in found:
-        whole, sharded = (rank["gradients"][name, stage] for stage in (0, 3))
+        whole, sharded = (rank["gradients"][name, head_kind, stage] for stage in (0, 3))
         assert sharded.keys() == whole.keys() == expected.keys()
         for parameter, gradient in expected.items():
             scale = gradient.abs().max()

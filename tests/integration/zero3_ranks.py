@@ -43,11 +43,15 @@ class Hinted(WeightPlan):
 
 
 def gradients(
-    mesh: Mesh, trunk: dict[str, Any], config: Path, micro_batches: list[tuple[Tensor, Tensor, Tensor]]
+    mesh: Mesh,
+    trunk: dict[str, Any],
+    head_kind: str,
+    config: Path,
+    micro_batches: list[tuple[Tensor, Tensor, Tensor]],
 ) -> Any:
     """Of a policy on (input ids `[B, S]`, weights `[B, S, H]`, hinted weights `[B, S, H]`), by parameter."""
     horizon = micro_batches[0][1].shape[-1]
-    policy = build_policy(trunk, 64, horizon)
+    policy = build_policy(trunk, 64, horizon, head_kind=head_kind)
     engine = ZeroEngine(policy, read_deepspeed_config(config, 2), OptimizerSettings(), 1, mesh)._engine
     for input_ids, weights, hinted in micro_batches:
         plan = GradientPlan(Hinted(hinted), torch.ones(horizon))
@@ -149,10 +153,12 @@ def main() -> None:
     mesh = start_processes()
     rank = mesh.rank
     job = torch.load(folder / "job.pt", weights_only=False)
+    micro_batches = job["micro_batches"][rank]
     found = {
         "gradients": {
-            (name, stage): gradients(mesh, trunk, folder / f"gradients{stage}.json", job["micro_batches"][rank])
+            (name, kind, stage): gradients(mesh, trunk, kind, folder / f"gradients{stage}.json", micro_batches)
             for name, trunk in job["trunks"].items()
+            for kind in job["head_kinds"]
             for stage in (0, 3)
         },
         "freed": freed_after_forward(mesh, job["trunks"]["untied"], folder / "freed.json"),
