@@ -13,7 +13,18 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
-HELPERS = ("", "core", "integration", "models", "models/native", "serve", "train", "train/checkpoint", "train/data")
+HELPERS = (
+    "",
+    "core",
+    "core/losses",
+    "integration",
+    "models",
+    "models/native",
+    "serve",
+    "train",
+    "train/checkpoint",
+    "train/data",
+)
 for folder in HELPERS:  # modules that tests import, and processes that they fork
     sys.path.insert(0, str(TESTS / folder))
 KINDS = ["hex", "shuffled"]

@@ -1,61 +1,15 @@
-"""fused_cross_entropy.py: the fused per-token loss against float64, what it holds in memory and what it skips."""
+"""The fused loss against float64, what it holds in memory and what it skips."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fused_problems import HEADS, NOT_FINITE, ROWS, VOCABULARY, WIDTH, Hint, assert_close, example
 
-import wmtp_core.losses.fused
-import wmtp_core.losses.logits_chunk
 from wmtp_core import GradientHint, UserError, dense_cross_entropy, linear_cross_entropy
 
-ROWS, WIDTH, VOCABULARY = 40, 8, 64
-NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
 
-
-def example(seed=0, rows=ROWS, dtype=torch.float32, scale=1.0):
-    """hidden, weight (both leaves), targets with ignored ones, and an incoming gradient with zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden = (torch.randn(rows, WIDTH, generator=generator) * scale).to(dtype).requires_grad_()
-    weight = torch.randn(VOCABULARY, WIDTH, generator=generator).to(dtype).requires_grad_()
-    targets = torch.randint(VOCABULARY, (rows,), generator=generator)
-    targets[torch.rand(rows, generator=generator) < 0.25] = -100
-    grad = torch.randn(rows, generator=generator) * (torch.rand(rows, generator=generator) < 0.5)
-    return hidden, weight, targets, grad
-
-
-def assert_close(actual, expected, relative):
-    """Of norms: a sum whose terms cancel has no relative accuracy of its own."""
-    actual, expected = actual.detach().double().numpy(), np.asarray(expected)
-    assert np.linalg.norm(expected) > 0
-    assert np.linalg.norm(actual - expected) <= relative * np.linalg.norm(expected)
-
-
-def as_if_on_accelerator(monkeypatch, answer):
-    for module in (wmtp_core.losses.fused, wmtp_core.losses.logits_chunk):
-        monkeypatch.setattr(module, "on_accelerator", lambda tensor: answer)
-
-
-@pytest.fixture
-def set_rows_per_chunk(monkeypatch):
-    """Sets how many rows a chunk holds."""
-    return lambda rows: monkeypatch.setattr(wmtp_core.losses.fused, "rows_per_chunk", lambda weight: rows)
-
-
-@pytest.fixture(params=[1, 7, 2**20], ids=["row by row", "7 rows a chunk", "one chunk"])
-def _chunked(request, set_rows_per_chunk):
-    set_rows_per_chunk(request.param)
-
-
-@pytest.fixture(params=[False, True], ids=["as on a CPU", "as on an accelerator"])
-def on_accelerator(request, monkeypatch):
-    """The form for an accelerator, run operation by operation here."""
-    as_if_on_accelerator(monkeypatch, request.param)
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
-@pytest.mark.usefixtures("_chunked", "on_accelerator")
+@pytest.mark.usefixtures("chunked", "on_accelerator")
 @pytest.mark.parametrize("seed", range(4))
 def test_values_and_gradients_equal_float64(oracle, seed):
     hidden, weight, targets, grad = example(seed)
@@ -67,7 +21,7 @@ def test_values_and_gradients_equal_float64(oracle, seed):
         assert_close(actual, exact, relative=1e-6)
 
 
-@pytest.mark.usefixtures("_chunked", "on_accelerator")
+@pytest.mark.usefixtures("chunked", "on_accelerator")
 def test_bfloat16_inputs_give_float32_losses_and_bfloat16_gradients(oracle):
     hidden, weight, targets, grad = example(dtype=torch.bfloat16)
     ce = linear_cross_entropy(hidden, weight, targets)
@@ -317,168 +271,3 @@ def test_a_token_beyond_the_vocabulary_is_not_passed_over(token):
     hidden, weight, _, _ = example(rows=1)
     with pytest.raises((IndexError, RuntimeError)):
         linear_cross_entropy(hidden, weight, torch.tensor([token]))
-
-
-HEADS = 4
-
-
-class Hint:
-    """A hint made of a function."""
-
-    def __init__(self, function, share=1.0):
-        self.function, self.share = function, share
-
-    def __call__(self, positions, ce):
-        return self.function(positions, ce)
-
-
-def hinted_example(seed):
-    """As `example`, with 4 heads side by side, weights that keep some rows, and denominators."""
-    hidden, weight, targets, _ = example(seed, rows=60)
-    generator = torch.Generator().manual_seed(seed + 1)
-    weights = torch.rand(15, HEADS, generator=generator) * (torch.rand(15, HEADS, generator=generator) < 0.6)
-    return hidden, weight, targets, weights, torch.tensor([3.0, 7.0, 11.0, 2.0])
-
-
-HINTS = {
-    "right": lambda weights, positions, ce: weights[positions],
-    "all": lambda weights, positions, ce: torch.ones_like(ce),
-    "none": lambda weights, positions, ce: torch.zeros_like(ce),
-    "a few wrong": lambda weights, positions, ce: torch.where(positions[:, None] % 5 == 0, 0.3, weights[positions]),
-    "opposite": lambda weights, positions, ce: (weights[positions] == 0).float(),
-    "another scale": lambda weights, positions, ce: -1e5 * weights[positions],
-    "huge and odd": lambda weights, positions, ce: 1e6 * (positions[:, None] + ce),
-    "not a number": lambda weights, positions, ce: ce * torch.nan,
-    "as small as numbers get": lambda weights, positions, ce: 1e-40 * weights[positions],
-    "too small to divide by": lambda weights, positions, ce: 1e-36 * weights[positions],
-    "infinite": lambda weights, positions, ce: torch.inf * (weights[positions] - 0.1),
-}
-
-
-@pytest.mark.usefixtures("_chunked", "on_accelerator")
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("share", [1.0, 0.4])
-@pytest.mark.parametrize("hint", HINTS)
-def test_gradients_are_exact_whatever_was_hinted(oracle, hint, share, seed):
-    hidden, weight, targets, weights, counts = hinted_example(seed)
-    rule = GradientHint(Hint(lambda positions, ce: HINTS[hint](weights, positions, ce), share), 1 / counts)
-    ce = linear_cross_entropy(hidden, weight, targets, hint=rule)
-    grad = (0.37 * weights / counts).flatten()
-    ce.backward(grad)
-    expected = oracle.linear_cross_entropy(hidden.detach(), weight.detach(), targets.tolist(), grad.tolist())
-    for actual, exact in zip((ce, hidden.grad, weight.grad), expected, strict=True):
-        assert_close(actual, exact, relative=1e-6)
-
-
-def test_a_right_hint_leaves_nothing_to_the_backward(witness):
-    hidden, weight, targets, weights, counts = hinted_example(0)
-    rule = GradientHint(Hint(lambda positions, ce: weights[positions]), 1 / counts)
-    with witness() as forward:
-        ce = linear_cross_entropy(hidden, weight, targets, hint=rule)
-    with witness() as backward:
-        ce.backward((weights / counts).flatten() * 8)
-    assert forward.rows_multiplied(VOCABULARY) == (targets != -100).sum()
-    assert "mm" not in backward.names()
-    assert "addmm_" not in backward.names()
-
-
-def test_only_wrongly_hinted_rows_are_formed_again(witness):
-    hidden, weight, targets, weights, counts = hinted_example(0)
-    hinted = weights.clone()
-    kept = ((weights.flatten() != 0) & (targets != -100)).nonzero().squeeze(-1)
-    dropped = ((weights.flatten() == 0) & (targets != -100)).nonzero().squeeze(-1)
-    hinted.view(-1)[kept[1:3]] = 0  # two missed
-    hinted.view(-1)[dropped[:1]] = weights.max()  # and one kept in vain
-    ce = linear_cross_entropy(
-        hidden, weight, targets, hint=GradientHint(Hint(lambda positions, ce: hinted[positions]), 1 / counts)
-    )
-    with witness() as backward:
-        ce.backward((weights / counts).flatten())
-    assert backward.rows_multiplied(VOCABULARY) == 3
-
-
-def test_a_second_backward_over_a_retained_graph_gives_the_same():
-    hidden, weight, targets, weights, counts = hinted_example(0)
-    rule = GradientHint(Hint(lambda positions, ce: torch.ones_like(ce)), 1 / counts)
-    ce = linear_cross_entropy(hidden, weight, targets, hint=rule)
-    first = torch.autograd.grad((ce.view(15, HEADS) * weights / counts).sum(), (hidden, weight), retain_graph=True)
-    second = torch.autograd.grad((ce.view(15, HEADS) * weights / counts).sum(), (hidden, weight))
-    for a, b in zip(first, second, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_a_hint_for_other_heads_is_refused():
-    hidden, weight, targets, _ = example()
-    with pytest.raises(UserError, match="3 heads"):
-        linear_cross_entropy(hidden, weight, targets, hint=GradientHint(Hint(lambda positions, ce: ce), torch.ones(3)))
-
-
-def test_autocast_gives_the_gradients_of_its_dtype():
-    hidden, weight, targets, grad = example()
-    low = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight)]
-    linear_cross_entropy(*low, targets).backward(grad)
-    with torch.autocast("cpu", torch.bfloat16):
-        ce = linear_cross_entropy(hidden, weight, targets)
-    ce.backward(grad)
-    assert ce.dtype == hidden.grad.dtype == torch.float32
-    assert torch.equal(hidden.grad, low[0].grad.float())
-    assert torch.equal(weight.grad, low[1].grad.float())
-
-
-def test_a_hint_of_another_scale_biases_no_bfloat16_gradient(oracle):
-    """As a whole: each of them is rounded, but not all to the same side."""
-    hidden, weight, targets, weights, counts = hinted_example(0)
-    hidden, weight = (x.detach().bfloat16().requires_grad_() for x in (hidden, weight))
-    rule = GradientHint(Hint(lambda positions, ce: weights[positions]), 3 / counts)
-    grad = (weights / counts).flatten()  # a third of what was hinted
-    linear_cross_entropy(hidden, weight, targets, hint=rule).backward(grad)
-    exact = oracle.linear_cross_entropy(
-        hidden.detach().double(), weight.detach().double(), targets.tolist(), grad.tolist()
-    )[1]
-    gradient = hidden.grad.double().numpy()
-    assert abs((gradient * exact).sum() / (exact * exact).sum() - 1) < 5e-4
-
-
-def test_float16_is_not_hinted():
-    hidden, weight, targets, weights, counts = hinted_example(0)
-    hidden, weight = (x.detach().half().requires_grad_() for x in (hidden, weight))
-    rule = GradientHint(Hint(lambda positions, ce: weights[positions]), 1e-5 / counts)
-    linear_cross_entropy(hidden, weight, targets, hint=rule).backward((weights / counts).flatten())
-    hinted = hidden.grad.clone()
-    hidden.grad = None
-    linear_cross_entropy(hidden, weight, targets).backward((weights / counts).flatten())
-    assert torch.equal(hinted, hidden.grad)
-
-
-@pytest.mark.usefixtures("on_accelerator")
-def test_no_more_than_the_share_is_formed_ahead(witness):
-    hidden, weight, targets, _, counts = hinted_example(0)
-    rule = GradientHint(Hint(lambda positions, ce: torch.ones_like(ce), share=0.2), 1 / counts)
-    with witness() as forward:
-        linear_cross_entropy(hidden, weight, targets, hint=rule)
-    formed = sum(shapes[0][0] for name, shapes in forward.calls if name == "mm" and shapes[1] == (VOCABULARY, WIDTH))
-    rows = forward.rows_multiplied(VOCABULARY)
-    assert 0 < formed <= 0.2 * rows + rows**0.5 / 2 + 1
-
-
-WAITING = {"nonzero", "_local_scalar_dense", "masked_select"}
-
-
-@pytest.mark.parametrize("share", [1.0, 0.4])
-def test_on_an_accelerator_the_forward_waits_for_nothing_and_the_backward_twice(
-    monkeypatch, set_rows_per_chunk, witness, share
-):
-    set_rows_per_chunk(7)
-    as_if_on_accelerator(monkeypatch, True)
-    hidden, weight, targets, weights, counts = hinted_example(0)
-    rule = GradientHint(Hint(lambda positions, ce: weights[positions], share), 1 / counts)
-    # What is compiled runs operation by operation here; test_chunk_of_logits.py compiles it.
-    with torch.compiler.set_stance("force_eager"):
-        with witness() as forward:
-            ce = linear_cross_entropy(hidden, weight, targets, hint=rule)
-        with witness() as backward:
-            ce.backward((weights / counts).flatten())
-    assert len([name for name, _ in forward.calls if name == "mm"]) > 9
-    assert not WAITING & forward.names()
-    assert not forward.indexed_by_masks
-    assert [name for name, _ in backward.calls if name in WAITING] == ["nonzero", "nonzero"]
