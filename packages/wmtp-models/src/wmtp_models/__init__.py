@@ -3,7 +3,8 @@
 from wmtp_models.config import MtpConfig
 from wmtp_models.generation import Generation, Sampling, TextStream, encode_prompt, generate, stop_tokens
 from wmtp_models.loading import build_policy, load_causal_lm, load_policy, load_tokenizer, load_wmtp
-from wmtp_models.policy import MtpForCausalLM, MtpOutput
+from wmtp_models.output import MtpOutput
+from wmtp_models.policy import MtpForCausalLM
 from wmtp_models.reference import ReferenceModel, require_same_tokenizer, weights_fingerprint
 from wmtp_models.training.freezing import train_later_heads
 from wmtp_models.training.lora import add_adapters, merge_adapters

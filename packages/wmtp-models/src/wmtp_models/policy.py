@@ -7,7 +7,7 @@ and head. Logits `[B, S, H, V]` are never formed.
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,32 +18,13 @@ from wmtp_core import GradientPlan, UserError, linear_argmax, linear_cross_entro
 from wmtp_models.config import FORMAT, MtpConfig
 from wmtp_models.heads import KINDS, ParallelHeads
 from wmtp_models.heads.base import HeadInputs
+from wmtp_models.output import MtpOutput
 from wmtp_models.trunk.capture import capture_call
 from wmtp_models.trunk.packing_layout import infer_layout
 from wmtp_models.trunk.parts import trunk_parts
 from wmtp_models.trunk.probe import require_wrappable
 from wmtp_models.trunk.router_loss import find_router_loss
 from wmtp_models.value_head import ValueHead
-
-
-class MtpOutput(NamedTuple):
-    """What a forward returns. A tuple, so that DeepSpeed finds the tensors that its backward hooks belong on.
-
-    Attributes:
-        ce: float32 `[B, S, H]`, −log P(target | tokens ≤ t, head h); 0 where not valid.
-        valid: bool `[B, S, H]`, where head h has a target at position t.
-        values: float32 `[B, S]`, or None without a value head.
-        predicted: int64 `[B, S, H]`, every head's most probable token, or None where it was not asked for.
-        auxiliary_loss: float32 scalar, what the trunk's own training adds for its routers, coefficient included, over
-            the routers of the trunk and of the heads and the tokens that are no padding; None for a trunk without
-            routers, with a coefficient of 0, or whose family trains without such a loss.
-    """
-
-    ce: Tensor
-    valid: Tensor
-    values: Tensor | None
-    predicted: Tensor | None = None
-    auxiliary_loss: Tensor | None = None
 
 
 class MtpForCausalLM(PreTrainedModel):
