@@ -24,10 +24,10 @@ _SMALL = {
     "num_experts_per_tok num_experts_per_token moe_k moe_topk",
     4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads num_experts num_local_experts "
     "n_routed_experts moe_num_experts mamba_n_heads n_mamba_heads sliding_window attention_chunk_size "
-    "index_topk",
+    "index_topk linear_num_heads",
     8: "rotary_dim hidden_size_per_layer_input head_dim attention_head_dim v_head_dim qk_nope_head_dim "
-    "qk_rope_head_dim",
-    16: "kv_lora_rank q_lora_rank mamba_d_head mamba_headdim",
+    "qk_rope_head_dim linear_head_dim mamba_d_state",
+    16: "chunk_size kv_lora_rank q_lora_rank mamba_d_head mamba_headdim",
     32: "hidden_size n_embd d_model word_embed_proj_dim embedding_size emb_dim",
     48: "intermediate_size moe_intermediate_size shared_expert_intermediate_size ffn_hidden_size ffn_dim "
     "decoder_ffn_dim n_inner mlp_hidden_size expert_ffn_hidden_size",
@@ -157,6 +157,11 @@ def look(model_type: str) -> Family:
         for head in (0, 1):  # head 1 begins as a copy of the last layer, and so with its predictions
             for ours, plain in zip(our_losses(policy, packing, head), expected[head], strict=True):
                 torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+        policy = MtpForCausalLM.wrap(model, 2, head_kind="sequential", packing=packing).eval()
+        with torch.no_grad():
+            alone = [policy(tokens[None]).ce[0, :-2, 1] for tokens in documents()]
+        for together, by_itself in zip(our_losses(policy, packing, 1), alone, strict=True):
+            torch.testing.assert_close(together, by_itself, rtol=1e-4, atol=1e-4)
         return Family(name, "packed" if packing else "one document", reasons[0] if reasons else "")
     return Family(name, None, reasons[-1])
 
@@ -193,7 +198,8 @@ Every causal language model of transformers {version}, shrunken to two layers:
 | {total} | in all |
 
 Each that is taken was compared with the plain model on two documents of 7 and 5 tokens, in one row or in two: the
-losses of head 0, and those of a new `layer` head, which begins as a copy of the last layer.
+losses of head 0, and those of a new `layer` head, which begins as a copy of the last layer. A `sequential` head was
+compared with itself on each document alone.
 `tests/models/test_families.py` does so again and holds this page against what it finds;
 `python tests/models/families.py` writes the page.
 

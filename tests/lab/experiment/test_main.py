@@ -46,7 +46,7 @@ PLAN: dict[str, Any] = {
     "baseline": "rho1",
     "arms": {
         "next-token": {"algo": "mtp-baseline", "model": {"horizon": 1}},
-        "rho1": {"algo": "rho1-wmtp", "selection": {"k_percent": 0.5}},
+        "rho1": {"algo": "rho1-wmtp", "selection": {"k_percent": 0.5}, "model": {"head_kind": "sequential"}},
     },
     "decoding": {"prompts": 4, "prompt_tokens": 32, "new_tokens": 9},
     "timed_steps": 2,
