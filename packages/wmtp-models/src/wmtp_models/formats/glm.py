@@ -15,29 +15,13 @@ from transformers import AutoModelForCausalLM, Glm4MoeConfig, PreTrainedConfig, 
 
 from wmtp_core import UserError
 from wmtp_models.formats import hf
-from wmtp_models.formats.modules import ATTENTION, QK_NORM, QKV_BIAS, REST, module_weights, sequential_heads
+from wmtp_models.formats.modules import ATTENTION, QK_NORM, QKV_BIAS, REST, SIZES, module_weights, sequential_heads
 from wmtp_models.formats.roundtrip import head_logits, require_close
 from wmtp_models.heads.sequential import SequentialHeads
 from wmtp_models.loading import load_policy
 from wmtp_models.policy import MtpForCausalLM
 
 _ATTENTIONS = {"llama": set(), "qwen2": QKV_BIAS, "qwen3": QK_NORM}
-_KEPT = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
 
 
 def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
@@ -125,7 +109,7 @@ def _require_expressible(trunk: PreTrainedConfig, module: dict[str, Tensor]) -> 
 
 def _config(policy: MtpForCausalLM, modules: int) -> PreTrainedConfig:
     trunk: Any = policy.config.trunk
-    kept = {name: getattr(trunk, name) for name in _KEPT}
+    kept = {name: getattr(trunk, name) for name in (*SIZES, "initializer_range", "pad_token_id")}
     heads = trunk.num_attention_heads
     return Glm4MoeConfig(
         **kept,

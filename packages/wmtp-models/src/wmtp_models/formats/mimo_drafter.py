@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
 
 from wmtp_core import UserError
-from wmtp_models.formats.modules import QKV_BIAS, one_module, swap_inputs
+from wmtp_models.formats.modules import QKV_BIAS, SIZES, one_module, swap_inputs
 from wmtp_models.formats.roundtrip import head_logits, probe, require_close, require_same_weights
 from wmtp_models.policy import MtpForCausalLM
 
@@ -25,21 +25,6 @@ _NAMES = {
     "eh_proj.weight": "input_proj.weight",
     "post_norm.weight": "final_layernorm.weight",
 }
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_parameters",
-    "tie_word_embeddings",
-    "bos_token_id",
-    "eos_token_id",
-)
 _OVERRIDE = "--hf-overrides '{\"num_nextn_predict_layers\": 1}'"
 _COMMANDS = {
     "vLLM 0.32 and 0.33 (TRUNK is the plain model, such as --format hf writes)": (
@@ -120,7 +105,7 @@ def _config(policy: MtpForCausalLM) -> dict[str, Any]:
         "model_type": "qwen2",
         "num_nextn_predict_layers": 1,
         "dtype": str(policy.dtype).removeprefix("torch."),
-        **{name: trunk[name] for name in _SIZES if name in trunk},
+        **{name: trunk[name] for name in (*SIZES, "rope_parameters") if name in trunk},
     }
 
 

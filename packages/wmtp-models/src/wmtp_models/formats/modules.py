@@ -16,6 +16,21 @@ REST = {f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
 REST |= {f"{part}.weight" for part in ("input_layernorm", "post_attention_layernorm")}
 REST |= {f"{part}.weight" for part in ("enorm", "hnorm", "eh_proj", "post_norm")}
 """Of a module with a gated MLP: all that is not attention."""
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+)
+"""What the configurations of all these trunks call alike."""
 
 
 def sequential_heads(policy: MtpForCausalLM, form: str) -> SequentialHeads:
