@@ -103,6 +103,13 @@ def test_scratch_takes_the_vocabulary_and_no_foreign_special_ids() -> None:
     assert policy.dtype == torch.float32
 
 
+def test_a_key_that_a_family_reads_without_a_default_is_known() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    policy = build_policy({"model_type": "qwen3_moe", **sizes, **heads, "head_dim": 4}, 64, 2)
+    assert policy.trunk.last_layer.self_attn.q_proj.weight.shape == (8, 16)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

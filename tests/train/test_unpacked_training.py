@@ -13,6 +13,13 @@ from wmtp_train.algorithms import trainer_class
 from wmtp_train.data.scoring import ScoringJob
 from wmtp_train.run import Run
 
+LLAMA = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 BLOOM = {"model_type": "bloom", "hidden_size": 16, "n_layer": 2, "n_head": 2}
 UNPACKED = {"model": {"config": BLOOM}, "data": {"packing": False}}
 
@@ -58,6 +65,21 @@ def test_a_batch_has_the_losses_of_its_documents_alone(make_settings, processes,
         assert torch.equal(output.valid[row, :length], alone.valid[0])
         assert not output.valid[row, length:].any()
         torch.testing.assert_close(output.ce[row, :length], alone.ce[0], rtol=1e-5, atol=1e-5)
+
+
+def test_padding_does_not_count_in_the_loss_of_routers(make_settings, processes):
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+    moe = {**LLAMA, **experts, "model_type": "qwen3_moe", "initializer_range": 0.5}
+    settings = make_settings(data={"packing": False}, model={"config": moe})
+    run = Run.open(settings, trainer_class(settings.algo).algorithm, processes)
+    batch = next(run.train.training_batches(processes, 4, 0, {}))
+    tokens = {"input_ids": batch.input_ids, "labels": batch.labels, "document_ids": batch.document_ids}
+    with torch.no_grad():
+        found = run.step.evaluate(batch, 1)[0].auxiliary_loss
+        expected = run.policy(**tokens, attention_mask=batch.attention_mask).auxiliary_loss
+        with_padding = run.policy(**tokens).auxiliary_loss
+    assert torch.equal(found, expected)
+    assert not torch.isclose(found, with_padding)
 
 
 @pytest.mark.slow

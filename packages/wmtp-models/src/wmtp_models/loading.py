@@ -1,11 +1,13 @@
 """Models and tokenizers from folders, names and configurations."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -158,7 +160,7 @@ def build_policy(
     if model_type not in CONFIG_MAPPING:
         raise UserError(f"trunk: model_type is {model_type!r}: name one that transformers knows, such as 'llama'")
     defaults = CONFIG_MAPPING[model_type]()
-    unknown = sorted(key for key in trunk_config if not hasattr(defaults, key))
+    unknown = sorted(key for key in trunk_config if not (hasattr(defaults, key) or _is_read(model_type, key)))
     if unknown:
         raise UserError(f"trunk: {model_type} has no {', '.join(unknown)}: see {type(defaults).__name__} for its keys")
     if trunk_config.get("vocab_size", vocab_size) != vocab_size:
@@ -180,6 +182,14 @@ def build_policy(
         except Exception as error:  # each architecture refuses in a way of its own, some only when they are called
             reason = one_line(error)
             raise UserError(f"trunk: no {model_type} can be built so ({reason}): correct its values") from error
+
+
+def _is_read(model_type: Any, key: str) -> bool:
+    """Return whether a family reads a key that its configuration has no default for, such as Qwen3-MoE's head_dim."""
+    family = CONFIG_MAPPING[model_type]
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return False
+    return f'getattr(config, "{key}"' in Path(inspect.getfile(MODEL_FOR_CAUSAL_LM_MAPPING[family])).read_text()
 
 
 def load_causal_lm(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -20,7 +20,7 @@ def write_model_card(
         folder: where to.
         commands: by server and version, how it is started with this folder.
         training: what the model was made from and with, by a label.
-        acceptance: by held-out set, the share of each head's drafts that were accepted, and the tokens per forward.
+        acceptance: by held-out set, the share of each head's drafts that are accepted, and the tokens per forward.
     """
     sections = [_heading(policy), _training(training)]
     if acceptance:
@@ -59,4 +59,5 @@ def _acceptance(acceptance: Mapping[str, Mapping[str, float]]) -> str:
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, "|---|" + "--:|" * len(columns))
     table = "\n".join(lines)
-    return f"## Acceptance\n\nThe share of each head's drafts that the trunk accepted in greedy decoding:\n\n{table}"
+    said = "How often greedy decoding would accept each head's draft, if it began at every position of a held-out text:"
+    return f"## Acceptance\n\n{said}\n\n{table}"
