@@ -18,6 +18,7 @@ pytestmark = [
 ]
 TOKENS = 64
 LEAST = 2.2
+LEAST_OF_ONE_DEPTH = 1.4  # exaone is a single module in transformers, which applies it once
 SERVED = [
     ("llama", "mimo-drafter"),
     ("llama", "glm"),
@@ -122,4 +123,4 @@ def test_transformers_says_what_the_trunk_says(
     per_forward = written / drafted_in
     table.append(f"| {toy} | `{form}` | transformers | {per_forward:.2f} | | | | {same} of {PROMPTS} |")
     assert same == PROMPTS
-    assert per_forward >= LEAST
+    assert per_forward >= (LEAST_OF_ONE_DEPTH if form == "exaone" else LEAST)

@@ -15,7 +15,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / "runs" / "serve"
 VENV = ROOT / ".venv-serve"
-STEPS, PROMPTS, PROMPT_TOKENS = 450, 8, 48
+STEPS, PROMPTS, PROMPT_TOKENS = 450, 32, 48
 _CONFIG = {
     "hidden_size": 128,
     "intermediate_size": 384,
