@@ -93,7 +93,7 @@ def test_vllm_says_what_the_trunk_says(
     assert per_forward >= LEAST
     assert min(acceptance) > 0
     # The server shares one cache among the depths of a module, and we give each its own.
-    assert acceptance == pytest.approx(expected, abs=0.1)
+    assert acceptance == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize(
