@@ -37,7 +37,7 @@ clean-demo:
 
 # One thread a process: many small processes on few cores otherwise wait for each other. A file's tests share fixtures.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not server"
 
 # Without what starts a pipeline or several processes, or takes seconds.
 test-fast: setup

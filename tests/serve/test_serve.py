@@ -14,6 +14,7 @@ from toys import HOME, PROMPT_TOKENS, PROMPTS, VENV, export, model, prompts
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.server,
     pytest.mark.skipif(not VENV.is_dir(), reason="no .venv-serve; `make test-serve` makes it"),
 ]
 TOKENS = 64

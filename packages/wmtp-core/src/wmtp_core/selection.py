@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wmtp_core.distributed_top_k import topk_mask_over_ranks
 from wmtp_core.errors import UserError
 from wmtp_core.targets import shift_to_heads
 
@@ -98,8 +99,8 @@ def select_by_score(
         valid: bool `[B, S, H]`.
         k_percent: fraction in (0, 1].
         scope: "batch" compares over the micro-batch, "sequence" within each row.
-        group: the process group over whose ranks a batch extends, rank 0's rows first; every rank must hold the same
-            `B` and `S`. None: this process alone. Not used by scope "sequence".
+        group: the process group over whose ranks a batch extends, rank 0's rows first. None: this process alone. Not
+            used by scope "sequence".
         from_head: 1 keeps head 0 whole, the rule of rho1-wmtp; 0 selects there too, as Rho-1 itself does.
 
     Returns:
@@ -117,24 +118,13 @@ def select_by_score(
         )  # [B·L, S]
         later = by_row.view(rows, selecting, length).transpose(1, 2)  # [B, S, L]
     else:
-        all_scores, all_valid, start = _gather_over_ranks(
-            later_scores.permute(2, 0, 1).flatten(1), later_valid.permute(2, 0, 1).flatten(1), group
-        )  # [L, R·B·S]
-        by_head = topk_mask(all_scores, all_valid, k_percent)[:, start : start + rows * length]
+        head_scores, head_valid = (x.permute(2, 0, 1).flatten(1) for x in (later_scores, later_valid))  # [L, B·S]
+        if group is None or dist.get_world_size(group) == 1:
+            by_head = topk_mask(head_scores, head_valid, k_percent)
+        else:
+            by_head = topk_mask_over_ranks(head_scores, head_valid, lambda n: num_selected(n, k_percent), group)
         later = by_head.view(selecting, rows, length).permute(1, 2, 0)  # [B, S, L]
     return torch.cat([valid[..., :from_head], later], dim=-1).float()
-
-
-def _gather_over_ranks(scores: Tensor, valid: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, int]:
-    """Return every rank's scores and validity in rank order, and where this rank's begin."""
-    if group is None or dist.get_world_size(group) == 1:
-        return scores, valid, 0
-    world, rank = dist.get_world_size(group), dist.get_rank(group)
-    mine = torch.stack([scores, valid.float()]).contiguous()  # [2, L, n]
-    gathered = [torch.empty_like(mine) for _ in range(world)]
-    dist.all_gather(gathered, mine, group=group)
-    both = torch.cat(gathered, dim=-1)  # [2, L, R·n]
-    return both[0], both[1].bool(), rank * scores.shape[-1]
 
 
 def select_by_excess(
