@@ -44,7 +44,7 @@ def make_causal_lm() -> Callable[..., PreTrainedModel]:
 
     def make(family: str = "llama", seed: int = 0, **overrides: Any) -> PreTrainedModel:
         torch.manual_seed(seed)
-        config = AutoConfig.for_model(family, **{**FAMILIES[family], **overrides})
+        config = AutoConfig.for_model(family, **{**FAMILIES.get(family, GATED), **overrides})
         return AutoModelForCausalLM.from_config(config).eval()
 
     return make

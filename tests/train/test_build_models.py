@@ -95,6 +95,17 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(make_settings, toke
         build_policy_from_settings(settings, tokenizer, value_head=False)
 
 
+def test_rows_that_change_their_rotary_embeddings_are_refused(make_settings, tokenizer):
+    """transformers chooses by the longest row of a batch, which would make a document's loss hang on its neighbours."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 64}
+    phi3 = {"model_type": "phi3", **sizes, "num_attention_heads": 2, "num_key_value_heads": 2}
+    phi3 |= {"original_max_position_embeddings": 16, "rope_parameters": rope, "pad_token_id": None}
+    settings = make_settings(model={"config": phi3})
+    with pytest.raises(UserError, match="positions for 16 before its rotary embeddings change with the length"):
+        build_policy_from_settings(settings, tokenizer, False)
+
+
 def test_the_reference_is_frozen_and_of_its_own_dtype(make_settings, tokenizer):
     reference = load_reference(make_settings(reference={"dtype": "bfloat16"}), tokenizer)
     assert {(p.dtype, p.requires_grad) for p in reference.parameters()} == {(torch.bfloat16, False)}

@@ -28,12 +28,14 @@ def weights(tmp_path, run):
     return load_file(tmp_path / run / "model" / "model.safetensors")
 
 
-def test_a_trunk_that_mixes_documents_is_refused_until_they_are_not_packed(make_trainer, tmp_path):
+def test_a_trunk_that_mixes_documents_is_refused_until_they_are_not_packed(make_trainer, tmp_path, capfd):
     with pytest.raises(UserError, match=r"see each other.*set data\.packing to false") as error:
         make_trainer("packed", model={"config": BLOOM})
     assert "\n" not in str(error.value)
     assert not (tmp_path / "packed").exists()
+    capfd.readouterr()
     metrics = make_trainer("unpacked", **UNPACKED).train()
+    assert "documents are longer than a row, and lose their end" in capfd.readouterr().err
     assert metrics["held_out/ce/head_0"] > 0
     folder = tmp_path / "unpacked" / "model"
     with pytest.raises(UserError, match=r"see each other: set data\.packing to false"):

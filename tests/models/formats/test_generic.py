@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM
-from wmtp_models.formats import exaone, generic, glm, mimo_drafter
+from wmtp_models.formats import exaone, generic, glm, mimo_drafter, native
 
 Make = Callable[..., PreTrainedModel]
 PROMPT = torch.tensor([[5, 6, 7, 8]])
@@ -65,8 +65,52 @@ def test_a_module_that_was_damaged_is_noticed(make_policy: Callable[..., MtpForC
     weights = load_file(file)
     weights["mtp.layers.1.eh_proj.weight"][3, 4] += 1
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"mtp\.layers\.1\.eh_proj\.weight .* differ"):
+    with pytest.raises(UserError, match=r"the logits of .* differ"):
         generic.check(policy, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [(generic, "mtp.layers.0.eh_proj.weight"), (exaone, "mtp.fc.weight"), (glm, "eh_proj.weight")]
+)
+def test_inputs_in_the_other_order_are_noticed(
+    form: Any, name: str, make_policy: Callable[..., MtpForCausalLM], tmp_path: Path
+) -> None:
+    """Texts would not tell: they are the trunk's own, whatever is drafted."""
+    policy = make_policy("qwen3")
+    form.save(policy, tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    weights = load_file(file)
+    (full,) = [found for found in weights if found.endswith(name)]
+    weights[full] = weights[full].roll(weights[full].shape[0], dims=1).contiguous()
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"the logits of .* differ"):
+        form.check(policy, tmp_path / "out")
+
+
+def test_a_mixture_of_experts_has_its_modules_in_transformers(
+    make_policy: Callable[..., MtpForCausalLM], tmp_path: Path
+) -> None:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+    policy = make_policy("qwen3_moe", **experts)
+    generic.save(policy, tmp_path / "out")
+    assert "the logits of 3 heads" in generic.check(policy, tmp_path / "out")
+
+
+def test_modules_that_transformers_would_build_otherwise_are_refused(
+    make_policy: Callable[..., MtpForCausalLM], tmp_path: Path
+) -> None:
+    policy = make_policy("smollm3", no_rope_layers=[1, 1, 0], pad_token_id=None)
+    generic.save(policy, tmp_path / "out")
+    with pytest.raises(UserError, match=r"the logits of .* differ"):
+        generic.check(policy, tmp_path / "out")
+
+
+def test_the_commands_draft_as_many_as_there_are_heads(make_policy: Callable[..., MtpForCausalLM]) -> None:
+    policy = make_policy("qwen3")
+    for form in (generic, exaone, mimo_drafter, glm, native):
+        commands = form.commands(policy)
+        assert all('"num_speculative_tokens": 2}' in commands[name] for name in commands if name.startswith("vLLM"))
+        assert all("--speculative-num-steps 2 " in commands[name] for name in commands if name.startswith("SGLang"))
 
 
 def test_a_dense_qwen3_is_an_exaone(make_policy: Callable[..., MtpForCausalLM], tmp_path: Path) -> None:
@@ -139,6 +183,13 @@ def test_a_trunk_with_modules_is_a_glm(
         (exaone, "qwen3", {"shared": False}, "here each has its own: export to generic"),
         (mimo_drafter, "qwen3", {"head_dim": 8}, r"no place for the layer of qwen3 \(self_attn.k_norm.weight\)"),
         (mimo_drafter, "llama", {"head_dim": 16}, "hidden_size / num_attention_heads"),
+        (
+            mimo_drafter,
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0},
+            "is sliding",
+        ),
+        (generic, "mistral", {}, "full attention, and the trunk's is sliding"),
     ],
 )
 def test_what_a_layout_cannot_hold_is_refused(

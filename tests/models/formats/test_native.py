@@ -45,6 +45,15 @@ def require_same_files(source: Path, tensors: dict[str, Tensor], folder: Path) -
     assert json.loads((folder / "config.json").read_text()) == json.loads((source / "config.json").read_text())
 
 
+def test_a_plain_export_announces_no_modules(ship: Ship, tmp_path: Path) -> None:
+    source, _ = ship("glm4_moe")
+    policy = load_policy(source, 2)
+    hf.save(policy, tmp_path / "plain")
+    assert json.loads((source / "config.json").read_text())["num_nextn_predict_layers"] == 2
+    assert json.loads((tmp_path / "plain" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    assert "equal to the bit" in hf.check(policy, tmp_path / "plain")
+
+
 @pytest.mark.parametrize("name", SHIPPING)
 def test_a_source_comes_out_as_it_went_in(name: str, ship: Ship, tmp_path: Path) -> None:
     """Straight from the source, and by way of the folder that training writes."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import build
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -272,6 +273,23 @@ def test_tokens_are_told_as_they_come(make_policy: Make, prompts: Sequences) -> 
 def test_a_model_in_training_mode_is_refused(make_policy: Make) -> None:
     with pytest.raises(UserError, match=r"training mode.*eval\(\)"):
         generate(make_policy().train(), [[1]], 5)
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v32", "longcat_flash", "gpt_neo"])
+def test_a_trunk_that_keeps_more_than_keys_and_values_is_refused(model_type: str) -> None:
+    policy = MtpForCausalLM.wrap(build(model_type), 2).eval()
+    with pytest.raises(UserError, match=rf"{model_type} keeps others: decode with unwrap\(\)\.generate\(\)"):
+        generate(policy, prompts=[[1, 2]], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "gemma4_unified"])
+def test_a_trunk_that_also_sees_writes_text(model_type: str) -> None:
+    model = build(model_type)
+    prompt = torch.tensor([[5, 6, 7]])
+    how = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "max_new_tokens": 6, "eos_token_id": None}
+    plain = model.generate(prompt, **how)
+    policy = MtpForCausalLM.wrap(model, 3).eval()
+    assert generate(policy, prompts=prompt.tolist(), max_new_tokens=6).sequences == plain.tolist()
 
 
 def test_positions_that_depend_on_the_length_are_refused(make_policy: Make) -> None:

@@ -38,7 +38,7 @@ def test_a_row_ends_at_the_context(make_policy: Make) -> None:
 
 def test_a_model_without_a_limit_has_none(make_policy: Make) -> None:
     policy = make_policy()
-    policy.config.trunk = type("Trunk", (), {"vocab_size": 64})()
+    policy.config.trunk = type("Trunk", (), {"vocab_size": 64, "get_text_config": lambda trunk: trunk})()
     assert start_sequences(policy, [[1]], 10**9, ())[0].limit == 10**9 + 1
     assert context_length(policy) > 10**18
 

@@ -185,6 +185,11 @@ def test_a_qwen2_block_that_cannot_stand_there_is_refused(
         MtpForCausalLM.wrap(make_causal_lm(family, **overrides), 2, head_kind="sequential", head_block="qwen2")
 
 
+def test_a_qwen2_block_is_for_new_sequential_heads(make_causal_lm: Make) -> None:
+    with pytest.raises(UserError, match="which is for new sequential heads: set it to trunk"):
+        MtpForCausalLM.wrap(make_causal_lm(), 2, head_block="qwen2")
+
+
 def test_the_trunk_stays_a_plain_model(make_policy: Callable[..., MtpForCausalLM], make_causal_lm: Make) -> None:
     assert make_policy().unwrap().state_dict().keys() == make_causal_lm().state_dict().keys()
 

@@ -84,6 +84,16 @@ def test_quantized_modules_are_refused(ship: Ship) -> None:
         shipped.describe()
 
 
+def test_modules_that_lie_in_no_safetensors_are_not_left_without_a_word(ship: Ship, capsys: Any) -> None:
+    folder, tensors = ship("exaone_moe")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert find_shipped(folder) is None
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(said) == 1
+    assert said[0].startswith(f"warning: {folder} may ship sequential modules (its num_nextn_predict_layers is 1)")
+
+
 def test_a_layer_too_many_is_no_module(ship: Ship) -> None:
     folder, tensors = ship("glm4_moe")
     marks = ("eh_proj", "enorm", "hnorm", "shared_head")

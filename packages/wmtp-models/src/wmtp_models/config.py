@@ -56,6 +56,8 @@ class MtpConfig(PreTrainedConfig):
         require_head_kind(head_kind)
         if head_block not in ("trunk", "qwen2"):
             raise UserError(f"head_block is {head_block!r}: choose trunk or qwen2")
+        if head_block != "trunk" and (head_kind != "sequential" or native is not None):
+            raise UserError(f"head_block is {head_block}, which is for new sequential heads: set it to trunk")
         if format_version > FORMAT:
             raise UserError(
                 f"format_version is {format_version}, and formats up to {FORMAT} are known: update wmtp-models"
@@ -73,6 +75,11 @@ class MtpConfig(PreTrainedConfig):
         self.value_gradient_to_trunk = value_gradient_to_trunk
         self.generation = generation
         self.format_version = format_version
+
+    @property
+    def text(self) -> Any:
+        """The trunk's configuration, or where it also sees or hears, that of its part for text."""
+        return self.trunk.get_text_config()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

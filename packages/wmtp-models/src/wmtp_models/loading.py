@@ -62,6 +62,8 @@ def load_policy(
         shipped = find_shipped(source)
         causal_lm = _load_plain(source, dtype, shipped)
         if shipped is not None and head_kind == SequentialHeads.kind:
+            if head_block != "trunk":
+                raise UserError(f"head_block is {head_block}, and {source} ships modules of its own: set it to trunk")
             return wrap_with_modules(causal_lm, shipped, horizon, value_head, shared_module, packing)
         if shipped is not None:
             warn_unused(shipped)

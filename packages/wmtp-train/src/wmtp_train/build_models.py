@@ -1,5 +1,7 @@
 """The models of a run: the policy that learns, and the reference that it is compared with."""
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -55,18 +57,13 @@ def build_policy_from_settings(
         raise UserError(
             "neither model.source nor model.config is set; name a model, or give a configuration to start one"
         )
-    vocabulary = policy.config.trunk.vocab_size
+    vocabulary = policy.config.text.vocab_size
     if len(tokenizer) > vocabulary:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {vocabulary}; "
             "data.tokenizer must be the model's own"
         )
-    longest = getattr(policy.config.trunk, "max_position_embeddings", None)
-    if longest is not None and settings.data.sequence_length > longest:
-        raise UserError(
-            f"data.sequence_length is {settings.data.sequence_length}, and the model has positions for {longest}; "
-            "shorten the rows, or raise max_position_embeddings in model.config"
-        )
+    _require_positions(policy.config.text, settings.data.sequence_length, "the model")
     policy.config.value_gradient_to_trunk = settings.critic.gradient_to_trunk
     if model.train == "heads":
         train_later_heads(policy)
@@ -97,4 +94,28 @@ def load_reference(
             "or reference.scores to what launch/score.py wrote"
         )
     dtype: torch.dtype = getattr(torch, reference.dtype)
-    return ReferenceModel.load(reference.source, dtype, policy_vocab_size, tokenizer, settings.data.packing)
+    loaded = ReferenceModel.load(reference.source, dtype, policy_vocab_size, tokenizer, settings.data.packing)
+    _require_positions(loaded.causal_lm.config.get_text_config(), settings.data.sequence_length, "the reference")
+    return loaded
+
+
+def _require_positions(config: Any, length: int, what: str) -> None:
+    """Refuse rows that are longer than what a model has positions for.
+
+    Where long texts have other rotary embeddings than short ones (longrope), transformers chooses by the longest row of
+    a batch, so that the loss of a document would hang on its neighbours.
+
+    Raises:
+        UserError: they are.
+    """
+    longest = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    changes = rope.get("rope_type") == "longrope"
+    if changes:
+        longest = rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
+    if longest is not None and length > longest:
+        why = " before its rotary embeddings change with the length" if changes else ""
+        raise UserError(
+            f"data.sequence_length is {length}, and {what} has positions for {longest}{why}; shorten the rows, or "
+            "raise max_position_embeddings in model.config"
+        )

@@ -67,7 +67,7 @@ class Run:
             tokenizer = tokenizer_from_settings(settings)
             seed_everything(settings.seed)
             policy = build_policy_from_settings(settings, tokenizer, has_values)
-            return config, policy, data_spec(settings, tokenizer, policy.config.trunk.vocab_size)
+            return config, policy, data_spec(settings, tokenizer, policy.config.text.vocab_size)
 
         what = "the run cannot be opened"
         config, policy, spec = run_on_all_ranks(mesh, open_models, what, START_AGAIN)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from wmtp_core import UserError
 from wmtp_models.formats import hf
-from wmtp_models.formats.modules import QK_NORM, one_module
-from wmtp_models.formats.roundtrip import probe, require_close, require_same_weights
+from wmtp_models.formats.modules import QK_NORM, one_module, sglang_options, vllm_mtp
+from wmtp_models.formats.roundtrip import head_logits, probe, require_close, require_same_weights
+from wmtp_models.heads.sequential import SequentialHeads
+from wmtp_models.loading import load_policy
 from wmtp_models.policy import MtpForCausalLM
 
 _NAMES = {
@@ -26,14 +27,6 @@ _NAMES = {
     "post_norm.weight": "mtp.norm.weight",
 }
 _DROPPED = ("use_sliding_window", "max_window_layers", "attention_bias")
-_COMMANDS = {
-    "transformers 5.23": "model.generate(..., use_mtp=True)",
-    "vLLM 0.32 and 0.33": ('vllm serve FOLDER --speculative-config \'{"method": "mtp", "num_speculative_tokens": 3}\''),
-    "SGLang 0.5.23 (read in its source, not run)": (
-        "python -m sglang.launch_server --model-path FOLDER --speculative-algorithm EAGLE --speculative-num-steps 3 "
-        "--speculative-eagle-topk 1 --speculative-num-draft-tokens 4"
-    ),
-}
 
 
 def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
@@ -43,7 +36,14 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
 
 def commands(policy: MtpForCausalLM) -> dict[str, str]:
     """Return how servers, by name and version, are started with the folder."""
-    return _COMMANDS
+    drafts = policy.config.horizon - 1
+    return {
+        "transformers 5.23, which drafts one token": "model.generate(..., use_mtp=True)",
+        "vLLM 0.32 and 0.33": vllm_mtp(drafts),
+        "SGLang 0.5.23 (read in its source, not run)": (
+            f"python -m sglang.launch_server --model-path FOLDER {sglang_options(drafts)}"
+        ),
+    }
 
 
 def save(policy: MtpForCausalLM, folder: Path) -> None:
@@ -88,20 +88,18 @@ def check(policy: MtpForCausalLM, folder: Path) -> str:
     Raises:
         UserError: something is not.
     """
-    written = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
-    modules = _module_weights(policy)
-    require_same_weights(modules, {name: written[name] for name in written if name in modules}, folder)
+    horizon, eps = policy.config.horizon, torch.finfo(policy.dtype).eps
+    loaded = load_policy(folder, horizon, False, policy.dtype, SequentialHeads.kind).eval()
+    difference = require_close(head_logits(policy), head_logits(loaded), eps, f"the logits of {folder}")
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     require_same_weights(dict(policy.unwrap().state_dict()), dict(plain.state_dict()), folder)
     tokens = probe(policy)
-    ours, theirs = (m(input_ids=tokens, use_cache=False).logits.float() for m in (policy.causal_lm, plain))
-    difference = require_close(ours, theirs, torch.finfo(policy.dtype).eps, f"the logits of {folder}")
     how: dict[str, Any] = {"do_sample": False, "max_new_tokens": 16, "pad_token_id": 0}
     how["attention_mask"] = torch.ones_like(tokens[:1])
     if not torch.equal(plain.generate(tokens[:1], **how), plain.generate(tokens[:1], use_mtp=True, **how)):
         raise UserError(f"{folder}: transformers decodes another text with the module than without: nothing was kept")
     return (
-        f"{len(written)} weights are equal to the bit, the trunk's logits in {type(plain).__name__} to "
+        f"the trunk's weights are equal to the bit and the logits of {horizon} heads in {type(plain).__name__} to "
         f"{difference:.1g}, and its generate(use_mtp=True) gives the text that it gives without"
     )
 

@@ -15,7 +15,17 @@ from transformers import AutoModelForCausalLM, Glm4MoeConfig, PreTrainedConfig, 
 
 from wmtp_core import UserError
 from wmtp_models.formats import hf
-from wmtp_models.formats.modules import ATTENTION, QK_NORM, QKV_BIAS, REST, SIZES, module_weights, sequential_heads
+from wmtp_models.formats.modules import (
+    ATTENTION,
+    QK_NORM,
+    QKV_BIAS,
+    REST,
+    SIZES,
+    module_weights,
+    sequential_heads,
+    sglang_options,
+    vllm_mtp,
+)
 from wmtp_models.formats.roundtrip import head_logits, require_close
 from wmtp_models.heads.sequential import SequentialHeads
 from wmtp_models.loading import load_policy
@@ -33,13 +43,9 @@ def commands(policy: MtpForCausalLM) -> dict[str, str]:
     """Return how servers, by name and version, are started with the folder."""
     drafts = policy.config.horizon - 1
     return {
-        "vLLM 0.32 and 0.33": (
-            f'vllm serve FOLDER --speculative-config \'{{"method": "mtp", "num_speculative_tokens": {drafts}}}\''
-        ),
+        "vLLM 0.32 and 0.33": vllm_mtp(drafts),
         "SGLang 0.5.23 (read in its source, not run)": (
-            f"python -m sglang.launch_server --model-path FOLDER --speculative-algorithm EAGLE "
-            f"--speculative-num-steps {drafts} --speculative-eagle-topk 1 "
-            f"--speculative-num-draft-tokens {drafts + 1}"
+            f"python -m sglang.launch_server --model-path FOLDER {sglang_options(drafts)}"
         ),
         "llama.cpp since August 2026 (read in its source, not run)": (
             "python convert_hf_to_gguf.py FOLDER --outfile model.gguf && "

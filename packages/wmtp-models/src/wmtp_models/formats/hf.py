@@ -1,5 +1,6 @@
 """A plain Hugging Face model: trunk and head 0."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from wmtp_models.formats.roundtrip import probe, require_equal, require_same_generation, require_same_weights
+from wmtp_models.native.source import MODULE_COUNTS
 from wmtp_models.policy import MtpForCausalLM
 
 
@@ -36,6 +38,8 @@ def save(policy: MtpForCausalLM, folder: Path, extra: dict[str, Tensor] | None =
         stacked: experts stay in one tensor for each layer, and all names as transformers has them.
     """
     write(policy.unwrap(), folder, extra, stacked)
+    if extra is None:
+        _announce_no_modules(folder / "config.json")
 
 
 def write(plain: PreTrainedModel, folder: Path, extra: dict[str, Tensor] | None = None, stacked: bool = False) -> None:
@@ -48,6 +52,13 @@ def write(plain: PreTrainedModel, folder: Path, extra: dict[str, Tensor] | None 
     finally:
         plain.generation_config = generation
     generation.to_json_file(folder / "generation_config.json")
+
+
+def _announce_no_modules(path: Path) -> None:
+    """Tell servers that size a model by its config.json that there are no modules."""
+    config = json.loads(path.read_text())
+    if said := {name: 0 for name in MODULE_COUNTS if config.get(name)}:
+        path.write_text(json.dumps(config | said, indent=2, sort_keys=True) + "\n")
 
 
 @torch.no_grad()

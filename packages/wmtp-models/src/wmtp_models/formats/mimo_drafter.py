@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
 
 from wmtp_core import UserError
-from wmtp_models.formats.modules import QKV_BIAS, SIZES, one_module, swap_inputs
+from wmtp_models.formats.modules import QKV_BIAS, SIZES, one_module, sglang_options, swap_inputs
 from wmtp_models.formats.roundtrip import head_logits, probe, require_close, require_same_weights
 from wmtp_models.policy import MtpForCausalLM
 
@@ -26,17 +26,6 @@ _NAMES = {
     "post_norm.weight": "final_layernorm.weight",
 }
 _OVERRIDE = "--hf-overrides '{\"num_nextn_predict_layers\": 1}'"
-_COMMANDS = {
-    "vLLM 0.32 and 0.33 (TRUNK is the plain model, such as --format hf writes)": (
-        f"vllm serve TRUNK {_OVERRIDE} "
-        '--speculative-config \'{"method": "mtp", "model": "FOLDER", "num_speculative_tokens": 3}\''
-    ),
-    "SGLang 0.5.23 (read in its source, not run)": (
-        "python -m sglang.launch_server --model-path TRUNK --speculative-algorithm EAGLE "
-        "--speculative-draft-model-path FOLDER --speculative-num-steps 3 --speculative-eagle-topk 1 "
-        "--speculative-num-draft-tokens 4"
-    ),
-}
 
 
 def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
@@ -47,7 +36,17 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
 
 def commands(policy: MtpForCausalLM) -> dict[str, str]:
     """Return how servers, by name and version, are started with the folder."""
-    return _COMMANDS
+    drafts = policy.config.horizon - 1
+    return {
+        "vLLM 0.32 and 0.33 (TRUNK is the plain model, such as --format hf writes)": (
+            f"vllm serve TRUNK {_OVERRIDE} --speculative-config "
+            f'\'{{"method": "mtp", "model": "FOLDER", "num_speculative_tokens": {drafts}}}\''
+        ),
+        "SGLang 0.5.23 (read in its source, not run)": (
+            "python -m sglang.launch_server --model-path TRUNK --speculative-draft-model-path FOLDER "
+            + sglang_options(drafts)
+        ),
+    }
 
 
 def save(policy: MtpForCausalLM, folder: Path) -> None:
@@ -92,6 +91,8 @@ def _weights(policy: MtpForCausalLM) -> dict[str, Tensor]:
     trunk = policy.config.trunk
     if getattr(trunk, "head_dim", None) not in (None, trunk.hidden_size // trunk.num_attention_heads):
         raise UserError("mimo-drafter holds heads of hidden_size / num_attention_heads dimensions: export to generic")
+    if "sliding_attention" in (getattr(trunk, "layer_types", None) or ()):
+        raise UserError("mimo-drafter holds full attention, and some of the trunk's is sliding: export to generic")
     for name in sorted(QKV_BIAS - module.keys()):
         module[name] = torch.zeros_like(module[name.replace("bias", "weight")][:, 0])
     module["eh_proj.weight"] = swap_inputs(module["eh_proj.weight"])

@@ -88,3 +88,16 @@ def one_module(policy: MtpForCausalLM, form: str, *forms_of_attention: set[str])
 def swap_inputs(projection: Tensor) -> Tensor:
     """Return `eh_proj` for the hidden state before the embedding, `[D, 2D]`; ours reads the embedding first."""
     return torch.cat(projection.chunk(2, dim=1)[::-1], dim=1)
+
+
+def vllm_mtp(drafts: int) -> str:
+    """Return how vLLM is started with a folder of trunk and modules."""
+    return f'vllm serve FOLDER --speculative-config \'{{"method": "mtp", "num_speculative_tokens": {drafts}}}\''
+
+
+def sglang_options(drafts: int) -> str:
+    """Return what SGLang is to be told of the modules."""
+    return (
+        f"--speculative-algorithm EAGLE --speculative-num-steps {drafts} --speculative-eagle-topk 1 "
+        f"--speculative-num-draft-tokens {drafts + 1}"
+    )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from wmtp_core import UserError
 from wmtp_models.formats import hf
+from wmtp_models.formats.modules import sglang_options, vllm_mtp
 from wmtp_models.formats.roundtrip import head_logits, require_equal, require_same_weights
 from wmtp_models.heads.sequential import SequentialHeads
 from wmtp_models.loading import load_policy
@@ -25,10 +26,12 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
 
 def commands(policy: MtpForCausalLM) -> dict[str, str]:
     """Return how servers, by name and version, are started with the folder."""
+    drafts = policy.config.horizon - 1
     return {
         "transformers 5.23, where it knows the modules": "model.generate(..., use_mtp=True)",
-        "vLLM, where it knows the family": (
-            'vllm serve FOLDER --speculative-config \'{"method": "mtp", "num_speculative_tokens": 1}\''
+        "vLLM 0.32 and 0.33, where they know the family": vllm_mtp(drafts),
+        "SGLang 0.5.23, where it knows the family (read in its source, not run)": (
+            f"python -m sglang.launch_server --model-path FOLDER {sglang_options(drafts)}"
         ),
     }
 

@@ -13,7 +13,7 @@ from wmtp_models.policy import MtpForCausalLM
 def probe(policy: MtpForCausalLM) -> Tensor:
     """Return tokens to compare models on, int64 `[2, 8]`: the same ones for the same vocabulary."""
     draw = torch.Generator().manual_seed(0)
-    return torch.randint(policy.config.trunk.vocab_size, (2, 8), generator=draw)
+    return torch.randint(policy.config.text.vocab_size, (2, 8), generator=draw)
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from wmtp_core import UserError
 from wmtp_models.generation.cache import RaggedCache
@@ -123,12 +125,25 @@ def _require_steady(policy: MtpForCausalLM) -> None:
             f"drafting needs a trunk that goes by position ids, which {policy.config.trunk.model_type} does not: "
             "decode with unwrap().generate()"
         )
-    rope = getattr(policy.config.trunk, "rope_parameters", None) or {}
+    if not _keeps_keys_and_values(policy):
+        raise UserError(
+            "drafting needs a trunk that keeps keys and values alone, once a layer, and "
+            f"{policy.config.text.model_type} keeps others: decode with unwrap().generate()"
+        )
+    rope = getattr(policy.config.text, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
         raise UserError(
             "the model's rotary embeddings (longrope) change with the length of the text, so that drafts would change "
             "it too: decode with unwrap().generate()"
         )
+
+
+def _keeps_keys_and_values(policy: MtpForCausalLM) -> bool:
+    """Return whether a cache is all that is taken back with a rejected draft, and each layer has its own slot there."""
+    kinds = {type(layer) for layer in DynamicCache(config=policy.config.text).layers}
+    slots = [getattr(module, "layer_idx", None) for module in policy.trunk.last_layer.modules()]
+    indices = {slot for slot in slots if isinstance(slot, int)}
+    return kinds <= {DynamicLayer, DynamicSlidingWindowLayer} and indices == {len(policy.trunk.layers) - 1}
 
 
 def _pad_left(rows: list[GeneratedSequence], device: torch.device) -> tuple[Tensor, Tensor]:

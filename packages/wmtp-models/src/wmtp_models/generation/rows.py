@@ -57,7 +57,7 @@ def start_sequences(
         raise UserError("there is no prompt: give at least one")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
-    context, vocabulary = context_length(policy), policy.config.trunk.vocab_size
+    context, vocabulary = context_length(policy), policy.config.text.vocab_size
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise UserError(f"prompt {number} is empty: give it at least one token to go on from")
@@ -80,5 +80,5 @@ def start_sequences(
 
 def context_length(policy: MtpForCausalLM) -> int:
     """Return the most tokens that a sequence can have; without end where the trunk sets none."""
-    length: int | None = getattr(policy.config.trunk, "max_position_embeddings", None)
+    length: int | None = getattr(policy.config.text, "max_position_embeddings", None)
     return sys.maxsize if length is None else length

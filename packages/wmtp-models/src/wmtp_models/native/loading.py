@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,7 +13,7 @@ from wmtp_models.heads.sequential import SequentialHeads
 from wmtp_models.hf_loading import from_pretrained_strict
 from wmtp_models.native.blocks import NativeModules
 from wmtp_models.native.layouts import LAYOUTS
-from wmtp_models.native.source import ShippedModules
+from wmtp_models.native.source import ShippedModules, is_first_process
 from wmtp_models.policy import MtpForCausalLM
 
 
@@ -65,7 +64,7 @@ def wrap_with_modules(
 
 def warn_unused(shipped: ShippedModules) -> None:
     """Say on standard error, once for all ranks, that shipped modules are not used."""
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if is_first_process():
         fix = "model.head_kind sequential keeps them" if shipped.layout else "their layout is not known here"
         print(
             f"warning: the sequential modules that {shipped.source} ships are not used, and will not be saved ({fix})",

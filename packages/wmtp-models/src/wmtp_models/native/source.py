@@ -2,11 +2,13 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -25,6 +27,7 @@ _ATTENTION = {
     "qwen3_5_text": "full_attention",
     "qwen3_5_moe_text": "full_attention",
 }
+MODULE_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 # What no plain decoder layer has: a layer too many without it is a checkpoint of another model.
 _MARK = re.compile(r"model\.layers\.(\d+)\.(eh_proj|enorm|hnorm|shared_head)\.")
 
@@ -125,15 +128,24 @@ def find_shipped(source: str | Path) -> ShippedModules | None:
         UserError: no usable config.json, or an unreadable list of tensors.
     """
     place, gguf = resolve_source(source)
-    if gguf:
-        return None
     whole = read_config(source)
     config = whole.get_text_config()
     layers = getattr(config, "num_hidden_layers", None)
-    files = _tensor_files(place, source)
+    files = {} if gguf else _tensor_files(place, source)
+    if not files and (said := [name for name in MODULE_COUNTS if getattr(config, name, None)]) and is_first_process():
+        print(
+            f"warning: {source} may ship sequential modules (its {said[0]} is {getattr(config, said[0])}), which are "
+            "read from safetensors alone: they are not used, and will not be saved",
+            file=sys.stderr,
+        )
     pattern = _pattern(files, layers) if isinstance(layers, int) else re.compile("(?!)")
     theirs = {name: file for name, file in files.items() if pattern.search(name)}
     return ShippedModules(source, config, config is not whole, theirs) if theirs else None
+
+
+def is_first_process() -> bool:
+    """Return whether this is the process that says what concerns all."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _pattern(names: Iterable[str], trunk_layers: int) -> re.Pattern[str]:

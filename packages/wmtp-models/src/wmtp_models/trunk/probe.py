@@ -8,6 +8,8 @@ from wmtp_models.trunk.capture import layer_output
 from wmtp_models.trunk.parts import cannot_wrap, trunk_parts
 from wmtp_models.trunk.router_loss import find_router_loss
 
+_DOCUMENT = 150
+
 
 @torch.no_grad()
 def require_wrappable(causal_lm: PreTrainedModel, packing: bool = True) -> bool:
@@ -34,11 +36,11 @@ def require_wrappable(causal_lm: PreTrainedModel, packing: bool = True) -> bool:
     hook = parts.last_layer.register_forward_hook(lambda _module, _args, output: seen.append(layer_output(output)))
     was_training = causal_lm.training
     causal_lm.eval()
-    rows = torch.tensor([[0, 1, 0, 1], [1, 0, 0, 1], [0, 1, 1, 0]], device=parts.weight.device)  # [3, 4]
+    rows = torch.tensor([[0, 1, 0, 1], [0, 1, 1, 0]], device=parts.weight.device)  # [2, 4]
     try:
         logits = causal_lm(input_ids=rows[:1, :2], use_cache=False).logits
-        whole = causal_lm(input_ids=rows[::2], use_cache=False).logits  # [2, 4, V], of the same beginning
-        isolates = _isolates(causal_lm, rows[:2])
+        whole = causal_lm(input_ids=rows, use_cache=False).logits  # [2, 4, V], of the same beginning
+        isolates = _isolates(causal_lm)
     finally:
         hook.remove()
         causal_lm.train(was_training)
@@ -55,11 +57,20 @@ def require_wrappable(causal_lm: PreTrainedModel, packing: bool = True) -> bool:
     return isolates
 
 
-def _isolates(causal_lm: PreTrainedModel, same_end: Tensor) -> bool:
-    """Return whether the second of two documents of two tokens in each row `[2, 4]` is told as if it stood alone."""
-    positions = torch.tensor([[0, 1, 0, 1]], device=same_end.device).expand(2, 4)
-    packed = causal_lm(input_ids=same_end, position_ids=positions, use_cache=False).logits
-    return _equal(packed[0, 2:], packed[1, 2:])
+def _isolates(causal_lm: PreTrainedModel) -> bool:
+    """Return whether the second of two documents in a row is told as if it stood alone.
+
+    They are longer than the blocks of tokens that some families attend to, so that one block holds tokens of both.
+    """
+    config = causal_lm.config.get_text_config()
+    lengths = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    length = min([_DOCUMENT, *(longest // 2 for longest in lengths if longest)])
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randint(min(config.vocab_size, 1000), (2, 2 * length), generator=draw).to(causal_lm.device)
+    rows[1, length:] = rows[0, length:]
+    positions = torch.arange(length, device=causal_lm.device).repeat(2).expand(2, -1)
+    packed = causal_lm(input_ids=rows, position_ids=positions, use_cache=False).logits
+    return _equal(packed[0, length:], packed[1, length:])
 
 
 def _equal(expected: Tensor, found: Tensor) -> bool:

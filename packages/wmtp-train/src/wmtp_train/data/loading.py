@@ -1,5 +1,6 @@
 """The sets that a run's settings name, prepared or found prepared, as batch sources."""
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,7 +116,12 @@ def load_sources(spec: DataSpec, mesh: Mesh) -> dict[str, PackedSource]:
         prepared = PreparedData.load(folder) if folder.is_dir() else spec.prepare(name)
         return PackedSource(prepared, prepared.fingerprint)
 
-    return run_on_all_ranks(mesh, lambda: {name: load(name) for name in spec.sets}, what, START_AGAIN)
+    sources = run_on_all_ranks(mesh, lambda: {name: load(name) for name in spec.sets}, what, START_AGAIN)
+    for name, source in sources.items():
+        if mesh.is_first and (cut_off := source.prepared.cut_off):
+            many = f"{cut_off} of {source.prepared.documents} documents"
+            print(f"warning: {name}: {many} are longer than a row, and lose their end", file=sys.stderr)
+    return sources
 
 
 def with_scores(sources: dict[str, PackedSource], settings: Settings, mesh: Mesh) -> dict[str, PackedSource]:
