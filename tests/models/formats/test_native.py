@@ -139,6 +139,7 @@ def test_what_was_learned_comes_out(ship: Ship, tmp_path: Path) -> None:
     native.check(policy, tmp_path / "after")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mellum", "mellum dense"])
 def test_transformers_drafts_with_it_without_us(name: str, ship: Ship, tmp_path: Path) -> None:
     native.save(load(ship(name)[0], name), tmp_path / "after")
