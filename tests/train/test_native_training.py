@@ -11,6 +11,7 @@ from wmtp_models import load_tokenizer, load_wmtp
 from wmtp_models.formats import native
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["all", "heads", "lora"])
 @pytest.mark.parametrize("family", ["mellum dense", "glm4_moe"])
 def test_a_step_teaches_what_was_shipped(make_trainer, tmp_path, tiny_home, family: str, train: str) -> None:

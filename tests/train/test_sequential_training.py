@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from wmtp_train.algorithms import TRAINERS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("algo", TRAINERS)
@@ -24,7 +26,6 @@ def test_every_algorithm_trains_every_module(make_trainer, algo, shared):
     assert [name for name in heads if torch.equal(before[name], after[name])] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 3])
 @pytest.mark.parametrize("shared", [True, False])
 def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(

@@ -13,6 +13,7 @@ from wmtp_train.algorithms import trainer_class
 from wmtp_train.data.scoring import ScoringJob
 from wmtp_train.run import Run
 
+pytestmark = pytest.mark.slow
 LLAMA = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -84,7 +85,6 @@ def test_padding_does_not_count_in_the_loss_of_routers(make_settings, processes)
     assert not torch.isclose(found, with_padding)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["rho1-wmtp", "critic-wmtp"])
 def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(make_trainer, tmp_path, algo):
     changes = {"algo": algo, "steps": 4, "save_every": 2, **UNPACKED}
