@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from wmtp_core import UserError
 from wmtp_models.formats import hf
-from wmtp_models.formats.modules import QK_NORM, one_module, sglang_options, vllm_mtp
+from wmtp_models.formats.modules import QK_NORM, one_module, sglang_mtp, vllm_mtp
 from wmtp_models.formats.roundtrip import head_logits, probe, require_close, require_same_weights
 from wmtp_models.heads.sequential import SequentialHeads
 from wmtp_models.loading import load_policy
@@ -40,9 +40,7 @@ def commands(policy: MtpForCausalLM) -> dict[str, str]:
     return {
         "transformers 5.23, which drafts one token": "model.generate(..., use_mtp=True)",
         "vLLM 0.32 and 0.33": vllm_mtp(drafts),
-        "SGLang 0.5.23 (read in its source, not run)": (
-            f"python -m sglang.launch_server --model-path FOLDER {sglang_options(drafts)}"
-        ),
+        "SGLang 0.5.23 (read in its source, not run)": sglang_mtp(drafts),
     }
 
 

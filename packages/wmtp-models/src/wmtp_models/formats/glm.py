@@ -23,7 +23,7 @@ from wmtp_models.formats.modules import (
     SIZES,
     module_weights,
     sequential_heads,
-    sglang_options,
+    sglang_mtp,
     vllm_mtp,
 )
 from wmtp_models.formats.roundtrip import head_logits, require_close
@@ -44,9 +44,7 @@ def commands(policy: MtpForCausalLM) -> dict[str, str]:
     drafts = policy.config.horizon - 1
     return {
         "vLLM 0.32 and 0.33": vllm_mtp(drafts),
-        "SGLang 0.5.23 (read in its source, not run)": (
-            f"python -m sglang.launch_server --model-path FOLDER {sglang_options(drafts)}"
-        ),
+        "SGLang 0.5.23 (read in its source, not run)": sglang_mtp(drafts),
         "llama.cpp since August 2026 (read in its source, not run)": (
             "python convert_hf_to_gguf.py FOLDER --outfile model.gguf && "
             f"llama-server -m model.gguf --spec-type draft-mtp --draft-max {drafts}"

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
 
 from wmtp_core import UserError
-from wmtp_models.formats.modules import QKV_BIAS, SIZES, one_module, sglang_options, swap_inputs
+from wmtp_models.formats.modules import QKV_BIAS, SIZES, one_module, sglang_options
 from wmtp_models.formats.roundtrip import head_logits, probe, require_close, require_same_weights
+from wmtp_models.heads.sequential import swap_inputs
 from wmtp_models.policy import MtpForCausalLM
 
 _PREFIX = "model.mtp_layers.0."

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from wmtp_core import UserError
@@ -85,14 +84,14 @@ def one_module(policy: MtpForCausalLM, form: str, *forms_of_attention: set[str])
     return weights
 
 
-def swap_inputs(projection: Tensor) -> Tensor:
-    """Return `eh_proj` for the hidden state before the embedding, `[D, 2D]`; ours reads the embedding first."""
-    return torch.cat(projection.chunk(2, dim=1)[::-1], dim=1)
-
-
 def vllm_mtp(drafts: int) -> str:
     """Return how vLLM is started with a folder of trunk and modules."""
     return f'vllm serve FOLDER --speculative-config \'{{"method": "mtp", "num_speculative_tokens": {drafts}}}\''
+
+
+def sglang_mtp(drafts: int) -> str:
+    """Return how SGLang is started with a folder of trunk and modules."""
+    return f"python -m sglang.launch_server --model-path FOLDER {sglang_options(drafts)}"
 
 
 def sglang_options(drafts: int) -> str:

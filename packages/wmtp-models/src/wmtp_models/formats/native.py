@@ -7,9 +7,9 @@ from torch import Tensor
 
 from wmtp_core import UserError
 from wmtp_models.formats import hf
-from wmtp_models.formats.modules import sglang_options, vllm_mtp
+from wmtp_models.formats.modules import sglang_mtp, vllm_mtp
 from wmtp_models.formats.roundtrip import head_logits, require_equal, require_same_weights
-from wmtp_models.heads.sequential import SequentialHeads
+from wmtp_models.heads.sequential import SequentialHeads, swap_inputs
 from wmtp_models.loading import load_policy
 from wmtp_models.native.layouts import require_layout
 from wmtp_models.policy import MtpForCausalLM
@@ -30,9 +30,7 @@ def commands(policy: MtpForCausalLM) -> dict[str, str]:
     return {
         "transformers 5.23, where it knows the modules": "model.generate(..., use_mtp=True)",
         "vLLM 0.32 and 0.33, where they know the family": vllm_mtp(drafts),
-        "SGLang 0.5.23, where it knows the family (read in its source, not run)": (
-            f"python -m sglang.launch_server --model-path FOLDER {sglang_options(drafts)}"
-        ),
+        "SGLang 0.5.23, where it knows the family (read in its source, not run)": sglang_mtp(drafts),
     }
 
 
@@ -79,7 +77,7 @@ def _module_weights(policy: MtpForCausalLM) -> dict[str, Tensor]:
     for depth, module in enumerate(heads.layers):
         for name, weight in module.state_dict().items():
             if name == "eh_proj.weight" and layout.hidden_first:
-                weight = weight.roll(weight.shape[0], dims=1)
+                weight = swap_inputs(weight)
             weights[layout.restore(name, depth, layers)] = weight
         for part, name in layout.copy_names(depth, layers):
             if part in native["copies"]:

@@ -154,3 +154,8 @@ def tokens_ahead(input_ids: Tensor, position_ids: Tensor | None, count: int) -> 
     same_document = torch.zeros_like(input_ids, dtype=torch.bool)
     same_document[:, :-count] = position_ids[:, count:] == position_ids[:, :-count] + count
     return input_ids.roll(-count, dims=1).where(same_document, input_ids)
+
+
+def swap_inputs(projection: Tensor) -> Tensor:
+    """Return `eh_proj` for the hidden state before the embedding, `[D, 2D]`, or the other way; ours has it second."""
+    return torch.cat(projection.chunk(2, dim=1)[::-1], dim=1)

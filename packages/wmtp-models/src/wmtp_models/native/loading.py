@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wmtp_core import UserError
-from wmtp_models.heads.sequential import SequentialHeads
+from wmtp_models.heads.sequential import SequentialHeads, swap_inputs
 from wmtp_models.hf_loading import from_pretrained_strict
 from wmtp_models.native.blocks import NativeModules
 from wmtp_models.native.layouts import LAYOUTS
@@ -100,7 +100,7 @@ def _read(
         blocks.append({name: state.pop(name) for name in list(state) if name.startswith("block.")})
     for state, block in zip(found, _convert_blocks(shipped, modules, blocks, causal_lm), strict=True):
         if layout.hidden_first:
-            state["eh_proj.weight"] = torch.cat(state["eh_proj.weight"].chunk(2, dim=1)[::-1], dim=1)
+            state["eh_proj.weight"] = swap_inputs(state["eh_proj.weight"])
         state.update({name: tensor.to(causal_lm.dtype) for name, tensor in state.items()})
         state |= block
     return found
