@@ -4,7 +4,7 @@ import pytest
 
 from wmtp_core import UserError
 from wmtp_eval import require_benchmarks, run, run_benchmarks
-from wmtp_train.settings.schema import EvaluationSettings
+from wmtp_train.settings.sections import EvaluationSettings
 
 pytestmark = pytest.mark.usefixtures("processes")
 

@@ -14,7 +14,7 @@ from wmtp_models import build_policy
 from wmtp_train.engines.deepspeed.config import read_deepspeed_config
 from wmtp_train.engines.deepspeed.engine import ZeroEngine
 from wmtp_train.ranks.mesh import Mesh
-from wmtp_train.settings.schema import OptimizerSettings
+from wmtp_train.settings.sections import OptimizerSettings
 
 pytestmark = pytest.mark.slow
 

@@ -24,7 +24,8 @@ from wmtp_train.engines.deepspeed.config import read_deepspeed_config
 from wmtp_train.engines.deepspeed.engine import ZeroEngine, shard_reference
 from wmtp_train.ranks.lifecycle import run, start_processes
 from wmtp_train.ranks.mesh import Mesh
-from wmtp_train.settings.schema import OptimizerSettings, Settings
+from wmtp_train.settings.schema import Settings
+from wmtp_train.settings.sections import OptimizerSettings
 
 
 class Hinted(WeightPlan):

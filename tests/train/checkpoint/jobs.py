@@ -16,7 +16,8 @@ from wmtp_models import build_policy, train_later_heads
 from wmtp_train.checkpoint import load_checkpoint, newest_whole_checkpoint, run_lock, save_checkpoint
 from wmtp_train.engines.deepspeed.engine import ZeroEngine
 from wmtp_train.ranks.mesh import Mesh
-from wmtp_train.settings.schema import OptimizerSettings, Settings
+from wmtp_train.settings.schema import Settings
+from wmtp_train.settings.sections import OptimizerSettings
 
 ROWS = 4  # of a step, over all ranks
 SETTINGS = Settings(seed=7, optimizer=OptimizerSettings(learning_rate=1e-3, warmup_steps=2))

@@ -4,7 +4,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from wmtp_train.settings.schema import ReferenceSettings, SelectionSettings, Settings
+from wmtp_train.settings.schema import Settings
+from wmtp_train.settings.sections import ReferenceSettings, SelectionSettings
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -10,7 +10,7 @@ from wmtp_core import UserError
 from wmtp_eval.sandbox import Sandbox
 from wmtp_models import MtpForCausalLM, Sampling
 from wmtp_train.atomic_io import write_json
-from wmtp_train.settings.schema import EvaluationSettings
+from wmtp_train.settings.sections import EvaluationSettings
 
 
 def require_benchmarks(wanted: EvaluationSettings, world: int) -> None:

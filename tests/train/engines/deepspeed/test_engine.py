@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from wmtp_train.engines.deepspeed.engine import ZeroEngine
-from wmtp_train.settings.schema import OptimizerSettings
+from wmtp_train.settings.sections import OptimizerSettings
 
 
 class Small(nn.Module):

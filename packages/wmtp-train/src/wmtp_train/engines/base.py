@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wmtp_models import MtpForCausalLM, MtpOutput
-from wmtp_train.settings.schema import OptimizerSettings
+from wmtp_train.settings.sections import OptimizerSettings
 
 
 class Engine(Protocol):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from wmtp_train.settings.schema import OptimizerSettings
+from wmtp_train.settings.sections import OptimizerSettings
 
 
 def build_optimizer(

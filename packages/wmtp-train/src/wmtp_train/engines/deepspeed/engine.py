@@ -14,7 +14,7 @@ from wmtp_train.engines.deepspeed.universal import load_resharded
 from wmtp_train.engines.deepspeed.writer import save_deferring_errors
 from wmtp_train.engines.optimizer import apply_settings, build_optimizer
 from wmtp_train.ranks.mesh import Mesh
-from wmtp_train.settings.schema import OptimizerSettings
+from wmtp_train.settings.sections import OptimizerSettings
 
 
 class ZeroEngine:
