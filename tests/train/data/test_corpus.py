@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wmtp_core.errors import UserError
-from wmtp_train.data.corpus import read_texts
+from wmtp_train.data.corpus import check_columns, read_texts
 
 Write = Callable[..., Path]
 
@@ -17,7 +17,8 @@ def texts(*paths: Path) -> list[dict[str, Any]]:
 
 
 def document(text: str, **others: Any) -> dict[str, Any]:
-    return {"prompt": "", "text": text, "rejected": False, "noise": [], "reward": None, "pair": 0} | others
+    plain = {"prompt": "", "text": text, "rejected": False, "noise": [], "reward": None, "pair": 0}
+    return plain | {"conversation": None, "input_ids": None, "labels": None} | others
 
 
 def test_the_three_kinds_of_rows(jsonl: Write) -> None:
@@ -67,7 +68,7 @@ def test_more_rows_than_a_table_holds(jsonl: Write) -> None:
     ("row", "message"),
     [
         ({"txet": "a", "prompt": "b"}, r"this one has the columns \['prompt', 'txet'\]"),
-        ({"prompt": "a", "completion": None}, r"the columns \['completion', 'prompt'\]"),
+        ({"prompt": "a", "completion": None}, "`completion` is null, and nothing else holds a document"),
         ({"text": 3}, "`text` is a int: make it a string"),
         ('{"text": "\\ud800"}', "half of a surrogate pair"),
         ({"text": "abc", "noise": [[1, 4, "hex"]]}, r"noise span \[1, 4, 'hex'\] lies outside the 3 characters"),
@@ -90,7 +91,7 @@ def test_a_bad_row_is_named_by_file_and_line(jsonl: Write, row: Any, message: st
 
 def test_a_bad_parquet_row_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["fine", None], "code": ["a", "b"]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.parquet: row 2: .*columns \['code', 'text'\]"):
+    with pytest.raises(UserError, match=r"a\.parquet: row 2: `text` is null"):
         texts(tmp_path / "a.parquet")
 
 
@@ -106,3 +107,31 @@ def test_no_document_at_all(jsonl: Write) -> None:
         texts(path)
     with pytest.raises(UserError, match=r"corpus\.jsonl and 2 more: no document in it"):
         texts(path, path, path)
+
+
+def test_columns_of_other_names(jsonl: Write) -> None:
+    path = jsonl({"content": "a", "text": "not this", "score": 2.0}, {"content": "b"})
+    found = pa.concat_tables(read_texts([path], {"text": "content", "reward": "score"})).to_pylist()
+    assert [(row["text"], row["reward"]) for row in found] == [("a", 2.0), ("b", None)]
+    with pytest.raises(UserError, match=r"data.columns: there is no 'txet' to take a column for: use text, prompt"):
+        check_columns({"txet": "content"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a"}, {"input_ids": [1, 2]}], r":2: a row of `input_ids` in a file whose first is of `text`: put"),
+        (
+            [{"text": "a", "messages": []}],
+            r":1: a row of `text`, and `messages`: choose one with data.columns",
+        ),
+        ([{"input_ids": [1, "a"]}], ":1: `input_ids` is not a list of token ids"),
+        ([{"input_ids": [1, -4]}], ":1: `input_ids` is not a list of token ids"),
+        ([{"input_ids": [1, 2], "labels": [2, -100]}], ":1: `labels` is not `input_ids` with -100 where nothing is"),
+        ([{"input_ids": [1, 2], "labels": [1]}], ":1: `labels` is not `input_ids` with -100 where nothing is learned"),
+        ([{"input_ids": [1, 2], "labels": [1, -100]}], ":1: no token of this row is learned"),
+    ],
+)
+def test_forms_that_do_not_go_together(jsonl: Write, rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        texts(jsonl(*rows))

@@ -130,7 +130,7 @@ def test_the_corpus_is_read_by_rank_0_alone_where_the_others_see_what_it_prepare
     object.__setattr__(second, "found_by_rank0", {"train": known.fingerprint})
     reads = []
     read = prepared._corpus_fingerprint
-    monkeypatch.setattr(prepared, "_corpus_fingerprint", lambda paths: reads.append(paths) or read(paths))
+    monkeypatch.setattr(prepared, "_corpus_fingerprint", lambda *how: reads.append(how) or read(*how))
     assert load(settings, second)["train"].prepared.path == known.path
     assert reads == []
     elsewhere = changed(settings, "data", cache_dir=tmp_path / "cache")  # a node with a disk of its own

@@ -143,7 +143,7 @@ def test_a_token_beyond_the_vocabulary(
     arguments: list[Any] = [[jsonl({"text": "alpha"})], tokenizer, "some/tokenizer", 8, 0, tmp_path / "cache"]
     if seen_before:
         prepare(*arguments, vocab_size=top + 1)
-    with pytest.raises(UserError, match=rf"some/tokenizer: it makes token id {top} .*vocabulary ends at {top - 1}"):
+    with pytest.raises(UserError, match=rf"some/tokenizer: .* up to {top}, .*vocabulary ends at {top - 1}"):
         prepare(*arguments, vocab_size=top)
 
 

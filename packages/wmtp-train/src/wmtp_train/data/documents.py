@@ -1,9 +1,11 @@
 """Documents as text → documents as tokens.
 
 A document is [BOS, where the tokenizer adds one by itself] + prompt + text + EOS. Prompt and text are tokenised apart,
-as they will be when the model is asked to continue a prompt.
+as they will be when the model is asked to continue a prompt. A conversation is what its chat template renders, and what
+came as tokens stays so: to these nothing is added.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from wmtp_core.errors import UserError
 from wmtp_models.generation.text import bos_prefix
+from wmtp_train.data.conversations import ChatTemplate
 
 
 def noise_kinds(texts: datasets.Dataset) -> list[str]:
@@ -35,18 +38,31 @@ def tokenise(
     kinds: Sequence[str],
     cache_file: Path,
     num_proc: int | None = None,
+    chat: ChatTemplate | None = None,
 ) -> datasets.Dataset:
     """Return one row a document, in the order of `texts` (rows of `corpus.TEXT_SCHEMA`), kept in `cache_file`.
 
     Columns: `input_ids` list<int32>, ending in EOS; `masked` int32, the tokens at the start that are no targets;
-    `noise` list<int8> if there are kinds; `reward` float32 (null unknown); `pair` int32. `num_proc` changes speed only.
+    `learned` list<int8>, if there are conversations or tokens: 0 for what else is no target; `noise` list<int8> if
+    there are kinds; `reward` float32 (null unknown); `pair` int32. `num_proc` changes speed only. Conversations are
+    rendered by `chat`; default the tokenizer's own template.
+
+    Raises:
+        UserError: a conversation cannot be rendered; the message names its file and line.
     """
+    columns = texts.with_format("arrow")[:]
+    partly = any(columns[name].null_count < len(texts) for name in ("conversation", "input_ids"))
     documents = texts.with_format("arrow").map(
         _tokenise_batch,
         batched=True,
         batch_size=256,
         remove_columns=texts.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "bos": bos_prefix(tokenizer), "kinds": kinds},
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "bos": bos_prefix(tokenizer),
+            "kinds": kinds,
+            "chat": (chat or ChatTemplate(tokenizer, None, {})) if partly else None,
+        },
         num_proc=num_proc,
         cache_file_name=str(cache_file),
         load_from_cache_file=False,
@@ -57,7 +73,11 @@ def tokenise(
 
 
 def _tokenise_batch(
-    texts: pa.Table, tokenizer: PreTrainedTokenizerFast, bos: list[int], kinds: Sequence[str]
+    texts: pa.Table,
+    tokenizer: PreTrainedTokenizerFast,
+    bos: list[int],
+    kinds: Sequence[str],
+    chat: ChatTemplate | None,
 ) -> pa.Table:
     prompts = tokenizer(texts["prompt"].to_pylist(), add_special_tokens=False, verbose=False)["input_ids"]
     encoded = tokenizer(
@@ -68,6 +88,17 @@ def _tokenise_batch(
         for prompt, text in zip(prompts, encoded["input_ids"], strict=True)
     ]
     prefixes = [len(bos) + len(prompt) for prompt in prompts]
+    learned = [[1] * len(row) for row in ids]
+    if chat is not None:
+        for number, (said, tokens, labels) in enumerate(
+            zip(*(texts[name].to_pylist() for name in ("conversation", "input_ids", "labels")), strict=True)
+        ):
+            if said is not None:
+                ids[number], learned[number] = chat.encode(**json.loads(said))
+            elif tokens is not None:
+                ids[number], learned[number] = tokens, [int(label != -100) for label in labels]
+            if said is not None or tokens is not None:
+                prefixes[number] = learned[number].index(1)
     rejected = texts["rejected"].to_pylist()
     columns: dict[str, pa.Array] = {
         "input_ids": pa.array(ids, pa.list_(pa.int32())),
@@ -77,12 +108,14 @@ def _tokenise_batch(
         "reward": texts["reward"],
         "pair": texts["pair"],
     }
+    if chat is not None:
+        columns["learned"] = pa.array(learned, pa.list_(pa.int8()))
     if kinds:
         spans, offsets = texts["noise"].to_pylist(), encoded["offset_mapping"]
         noise = [
-            np.pad(token_noise(here, document, kinds), (prefix, 1))  # BOS, prompt and EOS are clean
-            for here, document, prefix in zip(offsets, spans, prefixes, strict=True)
-        ]
+            np.pad(token_noise(here, document, kinds), (prefix, len(row) - prefix - len(here)))
+            for here, document, prefix, row in zip(offsets, spans, prefixes, ids, strict=True)
+        ]  # BOS, prompt and EOS are clean
         columns["noise"] = pa.array(noise, pa.list_(pa.int8()))
     return pa.table(columns)
 

@@ -1,13 +1,15 @@
 """The sets that a run's settings name, prepared or found prepared, as batch sources."""
 
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
 from wmtp_core import UserError
 from wmtp_models import load_tokenizer, weights_fingerprint
+from wmtp_train.data.conversations import ChatTemplate
 from wmtp_train.data.packed.prepared import PreparedData, prepare, prepared_folder
 from wmtp_train.data.packed.source import PackedSource
 from wmtp_train.data.scores import load_scores, read_fingerprint
@@ -32,6 +34,8 @@ class DataSpec:
     num_proc: int | None
     vocab_size: int | None
     packing: bool = True
+    columns: Mapping[str, str] = field(default_factory=dict)
+    chat: ChatTemplate | None = None
 
     def prepare(self, name: str) -> PreparedData:
         """Tokenize and pack a set, or open what an earlier call left."""
@@ -45,6 +49,8 @@ class DataSpec:
             self.num_proc,
             self.vocab_size,
             self.packing,
+            self.columns,
+            self.chat,
         )
 
 
@@ -82,7 +88,7 @@ def data_spec(settings: Settings, tokenizer: PreTrainedTokenizerFast, vocab_size
     """
     data = settings.data
     if not data.train:
-        raise UserError("data.train names no file; give jsonl, txt or parquet files, or run with --tiny")
+        raise UserError("data.train names no file; give files or folders of them, or run with --tiny")
     if TRAIN in data.evaluate:
         raise UserError('data.evaluate has a set called "train"; that is the training rows\' name, choose another')
     return DataSpec(
@@ -95,7 +101,16 @@ def data_spec(settings: Settings, tokenizer: PreTrainedTokenizerFast, vocab_size
         data.tokenise_processes,
         vocab_size,
         data.packing,
+        data.columns,
+        ChatTemplate(tokenizer, _read_template(data.chat_template), data.chat_template_arguments),
     )
+
+
+def _read_template(path: Path | None) -> str | None:
+    try:
+        return None if path is None else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.chat_template {path}: it cannot be read ({error}): name a Jinja file") from error
 
 
 def load_sources(spec: DataSpec, mesh: Mesh) -> dict[str, PackedSource]:

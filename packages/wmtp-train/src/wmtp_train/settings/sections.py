@@ -14,11 +14,17 @@ class DataSettings(BaseModel):
     model_config = STRICT
 
     train: list[str] = []
-    """Training files: jsonl, txt or parquet; paths or globs."""
+    """Training files: jsonl, json, txt, parquet, Megatron's bin; paths, folders or globs."""
     evaluate: dict[str, list[str]] = {}
     """Held-out sets by name, each a list of files like `train`."""
+    columns: dict[str, str] = {}
+    """Where documents stand under other names: ours to the files', like `{text: content}`; then no others are read."""
     tokenizer: str | None = None
     """Folder or name of the tokenizer; by default the model's own."""
+    chat_template: Path | None = None
+    """Jinja file that renders conversations; by default the tokenizer's own template."""
+    chat_template_arguments: dict[str, Any] = {}
+    """What the template is given beside messages and tools, like `{enable_thinking: false}`."""
     sequence_length: int = Field(1024, ge=2)
     """Tokens in a row, S."""
     packing: bool = True

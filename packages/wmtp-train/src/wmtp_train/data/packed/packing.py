@@ -43,7 +43,7 @@ def pack(
     lengths = pc.list_value_length(columns["input_ids"]).to_numpy().astype(np.int64)
     assert lengths.min() > 0, "every document ends in EOS"
     order = _shuffle(columns["pair"].to_numpy(), seed)
-    optional = {"noise"} & set(columns.column_names)
+    optional = {"noise", "learned"} & set(columns.column_names)
     optional |= {"rewards"} if columns["reward"].null_count < len(order) else set()
     optional |= {"pairs"} if pc.any(pc.not_equal(columns["pair"], 0)).as_py() else set()
 
@@ -90,8 +90,7 @@ def _cut(
     cuts = np.union1d(starts[starts < total], np.arange(0, total, sequence_length))  # [pieces]
     owner = np.searchsorted(starts, cuts, side="right") - 1
     per_token = {"input_ids": tokens("input_ids", eos_token_id)}
-    if "noise" in optional:
-        per_token["noise"] = tokens("noise", 0)
+    per_token |= {name: tokens(name, 0) for name in ("noise", "learned") if name in optional}
     return _to_rows(table, here, per_token, begins, cuts, owner, sequence_length, optional)
 
 
@@ -115,8 +114,7 @@ def _one_a_row(
     cuts = np.union1d(begins, (begins + kept)[kept < sequence_length])
     owner = np.where(cuts % sequence_length == 0, cuts // sequence_length, len(here))
     per_token = {"input_ids": tokens("input_ids", eos_token_id)}
-    if "noise" in optional:
-        per_token["noise"] = tokens("noise", 0)
+    per_token |= {name: tokens(name, 0) for name in ("noise", "learned") if name in optional}
     return _to_rows(table, here, per_token, begins, cuts, owner, sequence_length, optional)
 
 
@@ -149,6 +147,8 @@ def _to_rows(
     piece_offsets = np.searchsorted(cuts, row_offsets)  # [rows + 1]
     unmasked_from = np.append(begins + table["masked"].to_numpy(), total)  # no target in the padding
     masked = np.arange(total) < np.repeat(unmasked_from[owner], piece_lengths)
+    if "learned" in optional:
+        masked |= per_token["learned"] == 0
 
     def per_piece(name: str, unknown: float) -> np.ndarray:
         return np.append(table[name].to_numpy(), unknown)[owner]

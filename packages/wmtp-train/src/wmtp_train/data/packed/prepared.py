@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from wmtp_core.errors import UserError
 from wmtp_train.atomic_io import commit_dir_once, write_json
-from wmtp_train.data.corpus import read_texts
+from wmtp_train.data.conversations import ChatTemplate
+from wmtp_train.data.corpus import check_columns, read_texts
 from wmtp_train.data.documents import noise_kinds, tokenise
-from wmtp_train.data.files import describe, expand
+from wmtp_train.data.files import content_fingerprint, describe, expand
 from wmtp_train.data.packed.packing import pack, packing_fingerprint
 from wmtp_train.data.packed.storage import open_arrow, write_arrow
 
@@ -86,17 +87,21 @@ def prepare(
     num_proc: int | None = None,
     vocab_size: int | None = None,
     packing: bool = True,
+    columns: Mapping[str, str] | None = None,
+    chat: ChatTemplate | None = None,
 ) -> PreparedData:
     """Tokenize and pack corpus files (paths or globs) into `cache_dir`, or open what an earlier call left there.
 
-    Without `packing` each row is one document. The content of the files, the tokenizer and the packing decide, never
-    names or dates. Any number of processes may
-    call it at once: each writes aside, the first to rename wins. `tokenizer_path` is for messages; `vocab_size` is the
-    model's.
+    Without `packing` each row is one document. The content of the files, the tokenizer, its chat template and the
+    packing decide, never names or dates. Any number of processes may call it at once: each writes aside, the first to
+    rename wins. `tokenizer_path` is for messages; `vocab_size` is the model's; `columns` see `read_texts`; `chat` is
+    another template than the tokenizer's own.
 
     Raises:
         UserError: something is wrong with the corpus (`files`, `corpus`), the tokenizer or the lengths.
     """
+    columns, chat = columns or {}, chat or ChatTemplate(tokenizer, None, {})
+    check_columns(columns)
     paths = expand(files)
     if not tokenizer.is_fast:
         raise UserError(
@@ -107,19 +112,21 @@ def prepare(
     fingerprint = {
         "packing": packing_fingerprint(sequence_length, seed, packing),
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "corpus": _corpus_fingerprint(paths),
+        "corpus": _corpus_fingerprint(paths, columns, chat),
     }
     folder = prepared_folder(cache_dir, fingerprint)
     if not folder.is_dir():
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=cache_dir, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as aside:
-            built = _build(Path(aside), paths, tokenizer, sequence_length, seed, packing, fingerprint, num_proc)
+            built = _build(
+                Path(aside), paths, columns, chat, tokenizer, sequence_length, seed, packing, fingerprint, num_proc
+            )
             commit_dir_once(built, folder)
     prepared = PreparedData.load(folder)
     if vocab_size is not None and prepared.max_token_id >= vocab_size:
         raise UserError(
-            f"tokenizer {tokenizer_path}: it makes token id {prepared.max_token_id} of this corpus, but the model's "
-            f"vocabulary ends at {vocab_size - 1}: use the model's own tokenizer"
+            f"tokenizer {tokenizer_path}: the corpus becomes token ids up to {prepared.max_token_id}, but the model's "
+            f"vocabulary ends at {vocab_size - 1}: use the model's own tokenizer, also for rows that are tokens already"
         )
     return prepared
 
@@ -137,17 +144,23 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(json.dumps([backend, special], sort_keys=True).encode()).hexdigest()
 
 
-def _corpus_fingerprint(paths: list[Path]) -> str:
+def _corpus_fingerprint(paths: list[Path], columns: Mapping[str, str], chat: ChatTemplate) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
-            digest.update(path.suffix.encode() + hashlib.file_digest(file, "sha256").digest())
+        digest.update(content_fingerprint(path))
+    if columns:
+        digest.update(json.dumps(dict(columns), sort_keys=True).encode())
+    template = chat.template or chat.tokenizer.chat_template
+    if template is not None or chat.arguments:
+        digest.update(json.dumps([template, chat.arguments], sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def _build(
     aside: Path,
     paths: list[Path],
+    columns: Mapping[str, str],
+    chat: ChatTemplate,
     tokenizer: PreTrainedTokenizerFast,
     sequence_length: int,
     seed: int,
@@ -156,10 +169,10 @@ def _build(
     num_proc: int | None,
 ) -> Path:
     """Write the whole data set under `aside` and return the folder to commit; the rest of `aside` is scaffolding."""
-    write_arrow(aside / "texts.arrow", read_texts(paths))
+    write_arrow(aside / "texts.arrow", read_texts(paths, columns))
     texts = datasets.Dataset.from_file(str(aside / "texts.arrow"))
     kinds = noise_kinds(texts)
-    documents = tokenise(texts, tokenizer, kinds, aside / "documents.arrow", num_proc)
+    documents = tokenise(texts, tokenizer, kinds, aside / "documents.arrow", num_proc, chat)
     table = documents.with_format("arrow")[:]
     if not packing and pc.any(pc.not_equal(table["pair"], 0)).as_py():
         raise UserError(
