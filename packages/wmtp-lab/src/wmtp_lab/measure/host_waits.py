@@ -102,15 +102,15 @@ class HostWaits(TorchDispatchMode):
         """Return whether any of them is a tensor on the device."""
         return any(isinstance(t, Tensor) and _storage(t)._cdata in self._marked for t in tensors)
 
-    def note(self, operation: str) -> None:
-        """Count a wait of the caller."""
+    def note(self, operation: str, beyond: str = "") -> None:
+        """Count a wait of the caller; frames of the file `beyond` only hand it on."""
         frame: Any = sys._getframe(1)
         caller = None
         while frame is not None:
             path = frame.f_code.co_filename
             if path.endswith(_INTERPRETER):
                 return
-            if caller is None and not path.startswith(_TORCH) and path != __file__:
+            if caller is None and not path.startswith(_TORCH) and path not in (__file__, beyond):
                 caller = frame
             frame = frame.f_back
         if caller is not None:
