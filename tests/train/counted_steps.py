@@ -16,6 +16,7 @@ from wmtp_train.algorithms import TRAINERS
 from wmtp_train.data.batch import Batch
 from wmtp_train.engines.optimizer import build_optimizer
 from wmtp_train.loop import Loop
+from wmtp_train.metrics.tensorboard import Monitor
 from wmtp_train.ranks.preemption import raise_if_preempted
 from wmtp_train.run import Run
 
@@ -54,8 +55,15 @@ class PlainEngine:
         return norm
 
 
-def count_waits(mesh, settings, plain=False):
-    """Waits of one optimizer step between two log intervals, by `HostWait.place`; with `plain` without DeepSpeed."""
+def count_waits(mesh, settings, plain=False, log=False):
+    """Waits of one optimizer step between two log intervals, or of a log, by `HostWait.place`.
+
+    Args:
+        mesh: the processes.
+        settings: of the run.
+        plain: without DeepSpeed.
+        log: of a log after the steps, and of nothing else.
+    """
     waits, to = HostWaits(), Batch.to
     with ExitStack() as patches:
         for module in (wmtp_core.losses.fused, wmtp_core.losses.logits_chunk):
@@ -79,7 +87,13 @@ def count_waits(mesh, settings, plain=False):
             for _ in range(STEPS):
                 raise_if_preempted(mesh)
                 loop.train_step()
+            if log:
+                waits.found.clear()
+                loop.monitor = Monitor(settings.output_dir / "tensorboard", mesh.is_first, 1, [])
+                loop.log()
         counts = Counter(wait.place for wait in waits.found)
     assert loop.number == WARM_UP + STEPS
+    if log:
+        return counts
     assert not any(count % STEPS for count in counts.values())
     return Counter({place: count // STEPS for place, count in counts.items()})
