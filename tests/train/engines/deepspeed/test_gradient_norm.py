@@ -54,6 +54,29 @@ def test_they_are_those_of_deepspeed(processes, stage, precision, clipping):
     assert not torch.equal(mine, Small().matrix.bias)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_checkpoint_whose_clipping_was_deepspeeds_goes_on(processes, monkeypatch, tmp_path, stage):
+    config = {**BATCH, "gradient_clipping": 0.05, "zero_optimization": {"stage": stage}}
+
+    def train(engine, steps):
+        for step in steps:
+            engine.backward_and_step(engine(rows(step)))
+
+    torch.manual_seed(0)
+    model = Small()
+    loaded = ZeroEngine(copy.deepcopy(model), config, SETTINGS, 9, processes)
+    monkeypatch.setattr("wmtp_train.engines.deepspeed.engine.norm_stays_on_device", lambda config: False)
+    saved = ZeroEngine(model, config, SETTINGS, 9, processes)
+    train(saved, range(2))
+    (tmp_path / "two").mkdir()
+    assert saved.save(tmp_path / "two") == []
+    loaded.load(tmp_path / "two", 1, SETTINGS)
+    for engine in (saved, loaded):
+        train(engine, range(2, 6))
+    for its, mine in zip(saved.policy.parameters(), loaded.policy.parameters(), strict=True):
+        assert torch.equal(its, mine)
+
+
 def test_it_is_left_to_deepspeed_where_that_needs_it():
     def config(stage, **more):
         return {"zero_optimization": {"stage": stage}, **more}
@@ -65,3 +88,4 @@ def test_it_is_left_to_deepspeed_where_that_needs_it():
     assert not norm_stays_on_device({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}})
     assert norm_stays_on_device(config(2, torch_autocast={"enabled": True, "dtype": "bfloat16"}))
     assert norm_stays_on_device({})
+    assert norm_stays_on_device({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}})

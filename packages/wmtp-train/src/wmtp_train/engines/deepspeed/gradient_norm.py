@@ -30,7 +30,8 @@ def norm_stays_on_device(config: dict[str, Any]) -> bool:
     zero = config.get("zero_optimization", {})
     float16 = enabled("fp16") or (enabled("torch_autocast") and config["torch_autocast"].get("dtype") == "float16")
     stage = zero.get("stage", 0)
-    return not (float16 or "offload_optimizer" in zero or stage == 3 or (stage == 1 and enabled("bf16")))
+    left_to_deepspeed = float16 or "offload_optimizer" in zero or stage == 3 or (stage == 1 and enabled("bf16"))
+    return stage == 0 or not left_to_deepspeed  # at stage 0 DeepSpeed keeps no norm, and is given no float16
 
 
 def without_norm(config: dict[str, Any]) -> dict[str, Any]:
