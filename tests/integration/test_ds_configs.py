@@ -89,7 +89,8 @@ def test_bf16_keeps_losses_sums_of_gradients_and_master_weights_in_float32(
     # A step of this size is lost on a bf16 weight of 0.02, whose neighbours are 6e-5 apart or more.
     optimizer = OptimizerSettings(learning_rate=1e-6, schedule="constant", weight_decay=0)
     config = read_deepspeed_config(tmp_path / "deepspeed.json", 1)
-    engine = ZeroEngine(policy, config, optimizer, 1, processes)._engine
+    zero = ZeroEngine(policy, config, optimizer, 1, processes)
+    engine = zero._engine
     assert engine.communication_data_type == torch.float32
     weight = policy.trunk.last_layer.mlp.down_proj.weight
     before = safe_get_full_fp32_param(weight).clone()
@@ -100,6 +101,8 @@ def test_bf16_keeps_losses_sums_of_gradients_and_master_weights_in_float32(
         engine.backward(output.ce.mean())
         if engine.is_gradient_accumulation_boundary():
             gradient = safe_get_full_grad(weight)
+            if zero._norm is not None:  # as `backward_and_step` does, which cannot be looked into
+                zero._norm.compute()
         engine.step()
     assert (gradient != gradient.bfloat16()).any(), "the sum of two gradients in bf16 has more digits than bf16"
     after = safe_get_full_fp32_param(weight)

@@ -121,14 +121,16 @@ class Loop:
             self.accumulator.add_gradient(self.gradient_norm, self.number)
 
     def log(self) -> float:
-        """Write the interval's metrics; returns its mean loss. No metric is read from the device anywhere else."""
-        metrics = self.accumulator.read(self.interval_steps)
+        """Write the interval's metrics; returns its mean loss. No metric is read from the device anywhere else.
+
+        The host waits for one copy here, and for nothing else of the device.
+        """
+        metrics = self.accumulator.read(self.interval_steps, self.gradient_norm)
         seconds = (time.perf_counter() - self.interval_start) / self.interval_steps
         metrics |= {
             "train/learning_rate": self.learning_rate,
             "train/step_seconds": seconds,
             "train/tokens_per_second": self.run.tokens_per_step / seconds,
-            "train/gradient_norm": float(self.gradient_norm),
         }
         self._write(metrics)
         self.accumulator.refuse_non_finite(self.checkpoints.last_good)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from wmtp_core import excess_loss, shift_to_heads
@@ -13,7 +12,7 @@ from wmtp_train.ranks.collective import fail_on_all_ranks
 from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.step import MicroBatchLoss
 
-_NEVER = 2**62
+_NEVER = 2**62  # exact as a float, too
 
 
 @dataclass
@@ -41,16 +40,9 @@ class IntervalSums:
         empty = {field.name: sizes.get(field.name, ()) for field in fields(cls)}
         return cls(**{name: torch.zeros(size, dtype=torch.float64, device=device) for name, size in empty.items()})
 
-    def over_ranks(self, mesh: Mesh) -> "IntervalSums":
-        """Return the sums over all ranks, in one collective."""
-        mine = [getattr(self, field.name) for field in fields(self)]
-        total = mesh.all_reduce(torch.cat([tensor.flatten() for tensor in mine]))
-        parts = total.cpu().split([tensor.numel() for tensor in mine])
-        return IntervalSums(*(part.view_as(tensor) for part, tensor in zip(parts, mine, strict=True)))
-
 
 class MetricAccumulator:
-    """Metrics of one log interval. `add` never synchronizes the device; `read` does, over all ranks.
+    """Metrics of one log interval. `add` never waits for the device; `read` does once, over all ranks.
 
     Args:
         horizon: number of heads H.
@@ -63,6 +55,7 @@ class MetricAccumulator:
         # The first step at which each head's (and last, the value head's) loss was not finite. Survives `reset`.
         self.first_bad_step = torch.full((horizon + 1,), _NEVER, dtype=torch.int64, device=mesh.device)
         self.first_bad_gradient = torch.tensor(_NEVER, device=mesh.device)
+        self._first_bad: tuple[Tensor, Tensor] | None = None  # of every rank, on the host, while they hold
         self.reset()
 
     def reset(self) -> None:
@@ -98,22 +91,30 @@ class MetricAccumulator:
             sums.auxiliary += loss.auxiliary
         bad = ~torch.cat([ce, loss.value_sum.double().view(1)]).isfinite()
         self.first_bad_step = self.first_bad_step.minimum(torch.where(bad, inputs.step + 1, _NEVER))
+        self._first_bad = None
 
     def add_gradient(self, norm: Tensor, step: int) -> None:
         """Add the global norm of a step's gradient; `step` counts from 1."""
         bad_step = torch.where(norm.to(self.mesh.device).isfinite(), _NEVER, step)
         self.first_bad_gradient = self.first_bad_gradient.minimum(bad_step)
+        self._first_bad = None
 
-    def read(self, steps: int) -> dict[str, float]:
+    def read(self, steps: int, gradient_norm: Tensor | None = None) -> dict[str, float]:
         """Return this interval's metrics over all ranks, by TensorBoard tag, and start the next one.
 
-        Every rank must call it.
+        Every rank must call it. One tensor is copied to the host, for `refuse_non_finite` too.
 
         Args:
             steps: optimizer steps in the interval.
+            gradient_norm: a scalar, of the newest step; None: it is not reported.
         """
-        sums = self.sums.over_ranks(self.mesh)
-        threshold = self.mesh.all_reduce(self.threshold.clone(), dist.ReduceOp.MIN).tolist()
+        mine = [getattr(self.sums, field.name) for field in fields(self.sums)]
+        norm = torch.zeros(()) if gradient_norm is None else gradient_norm
+        *parts, thresholds, bad_steps, bad_gradients, norms = self._gather(
+            *mine, self.threshold, self.first_bad_step, self.first_bad_gradient, norm
+        )
+        self._first_bad = bad_steps, bad_gradients
+        sums, threshold = IntervalSums(*(part.sum(dim=0) for part in parts)), thresholds.amin(dim=0).tolist()
         valid = sums.valid.clamp(min=1)
         by_head = {
             "ce": sums.ce / valid,
@@ -126,6 +127,8 @@ class MetricAccumulator:
                 "excess_mean": (sums.ce - sums.reference_ce) / valid,
             }
         metrics = {"train/loss": sums.loss.item() / steps}
+        if gradient_norm is not None:
+            metrics["train/gradient_norm"] = norms[0].item()
         metrics |= {f"{name}/head_{h}": value for name, row in by_head.items() for h, value in enumerate(row.tolist())}
         if sums.reference_ce.any():
             metrics |= {f"threshold/head_{h}": t for h, t in enumerate(threshold) if abs(t) != torch.inf}
@@ -149,8 +152,11 @@ class MetricAccumulator:
                 step later all are) and the head. Of a gradient whose losses were all finite only the step is known: it
                 has been averaged over the ranks.
         """
-        first = self.mesh.all_gather(self.first_bad_step)  # [R, H+1]
-        step, bad_gradient = int(first.min()), int(self.first_bad_gradient)
+        if self._first_bad is None:
+            bad_steps, bad_gradients = self._gather(self.first_bad_step, self.first_bad_gradient)
+            self._first_bad = bad_steps, bad_gradients
+        first, gradients = self._first_bad  # [R, H+1], [R]
+        step, bad_gradient = int(first.min()), int(gradients.min())
         if bad_gradient < step:
             what = f"step {bad_gradient}: the gradient is not finite, though every rank's loss is"
         elif step < _NEVER:
@@ -162,3 +168,9 @@ class MetricAccumulator:
             return
         fix = "lower optimizer.learning_rate or look at the data of that step, then --resume"
         fail_on_all_ranks(self.mesh, f"{what}; {last_good()}; {fix}")
+
+    def _gather(self, *tensors: Tensor) -> list[Tensor]:
+        """Return every rank's tensors, `[R, …]` each, float64 on the host: in one collective and one copy."""
+        mine = torch.cat([tensor.to(self.mesh.device, torch.float64).flatten() for tensor in tensors])
+        parts = self.mesh.all_gather(mine).cpu().split([tensor.numel() for tensor in tensors], dim=1)
+        return [part.reshape(-1, *tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -18,7 +18,7 @@ class Mesh:
         device: where this process computes.
         data_parallel: the group whose ranks hold different rows of one step. DeepSpeed's collectives run in one of
             its own.
-        control: over the CPU, so that what the processes agree on between two steps waits for no accelerator.
+        control: over the CPU, so that what the processes agree on waits for no accelerator.
     """
 
     rank: int
@@ -48,13 +48,17 @@ class Mesh:
         return torch.stack(gathered)
 
     def all_gather_object(self, mine: Any) -> list[Any]:
-        """Return what every rank holds, in rank order."""
+        """Return what every rank holds, in rank order; it waits for no accelerator."""
+        if self.world == 1:
+            return [mine]
         gathered: list[Any] = [None] * self.world
-        dist.all_gather_object(gathered, mine, group=self.data_parallel)
+        dist.all_gather_object(gathered, mine, group=self.control)
         return gathered
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return rank 0's value on every rank."""
+        """Return rank 0's value on every rank; it waits for no accelerator."""
+        if self.world == 1:
+            return value
         values = [value]
-        dist.broadcast_object_list(values, group=self.data_parallel, group_src=0)
+        dist.broadcast_object_list(values, group=self.control, group_src=0)
         return values[0]

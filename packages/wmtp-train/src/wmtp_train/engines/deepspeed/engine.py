@@ -1,5 +1,6 @@
 """The engine port on DeepSpeed's ZeRO."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ from deepspeed import zero
 from torch import Tensor
 
 from wmtp_models import MtpForCausalLM, MtpOutput, ReferenceModel
+from wmtp_train.engines.deepspeed.gradient_norm import DeviceNorm, norm_stays_on_device, without_norm
 from wmtp_train.engines.deepspeed.universal import load_resharded
 from wmtp_train.engines.deepspeed.writer import save_deferring_errors
 from wmtp_train.engines.optimizer import apply_settings, build_optimizer
 from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.settings.sections import OptimizerSettings
+
+_NO_TIMER = {"timers": {"throughput": {"enabled": False}}}
+"""Without it DeepSpeed synchronizes the device before every forward and after every step, for a figure in its log."""
 
 
 class ZeroEngine:
@@ -32,9 +37,15 @@ class ZeroEngine:
         self, policy: MtpForCausalLM, config: dict[str, Any], optimizer: OptimizerSettings, steps: int, mesh: Mesh
     ) -> None:
         adamw, schedule = build_optimizer(policy, optimizer, steps)
+        ours = norm_stays_on_device(config)
         self._engine, *_ = deepspeed.initialize(
-            model=policy, optimizer=adamw, lr_scheduler=schedule, config=config, dist_init_required=False
+            model=policy,
+            optimizer=adamw,
+            lr_scheduler=schedule,
+            config=_NO_TIMER | (without_norm(config) if ours else config),
+            dist_init_required=False,
         )
+        self._norm = DeviceNorm(self._engine, adamw, config) if ours else None
         self.policy, self._mesh = policy, mesh
         self.group: dist.ProcessGroup = self._engine.data_parallel_group
         self.stage: int = self._engine.zero_optimization_stage()
@@ -60,9 +71,7 @@ class ZeroEngine:
         engine = self._engine
         engine.backward(loss)
         last = engine.is_gradient_accumulation_boundary()
-        norm = None
-        if last and self.stage == 0:  # DeepSpeed forgets it there, and its step the gradients
-            norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+        norm = self._norm.compute() if last and self._norm is not None else None
         engine.step()
         return torch.as_tensor(engine.get_global_grad_norm()) if last and norm is None else norm
 
@@ -83,11 +92,12 @@ class ZeroEngine:
 
     def load(self, folder: Path, saved_world: int, optimizer: OptimizerSettings) -> None:
         """Load what `saved_world` processes saved, and let the current optimizer settings count."""
-        if saved_world == self._mesh.world or self.stage == 0:  # at stage 0 every rank loads everything
-            loaded, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
-            assert loaded is not None, "DeepSpeed only warns of a checkpoint that it cannot load"
-        else:
-            load_resharded(self._engine, folder, saved_world, self._mesh)
+        with nullcontext() if self._norm is None else self._norm.loading():
+            if saved_world == self._mesh.world or self.stage == 0:  # at stage 0 every rank loads everything
+                loaded, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+                assert loaded is not None, "DeepSpeed only warns of a checkpoint that it cannot load"
+            else:
+                load_resharded(self._engine, folder, saved_world, self._mesh)
         apply_settings(self._engine.lr_scheduler, optimizer)
 
 

@@ -1,0 +1,169 @@
+"""Between two log intervals the host never waits for the device, but where DeepSpeed itself does."""
+
+import pytest
+from counted_steps import count_waits
+
+from ranks import on_ranks
+from wmtp_models import weights_fingerprint
+from wmtp_train.data.loading import data_spec, load_sources, tokenizer_from_settings
+from wmtp_train.data.scoring import ScoringJob
+
+LOSS = "wmtp_core/losses/fused.py _LinearCrossEntropy.backward nonzero"
+LAYERS = "wmtp_models/heads/sparse_grad_linear.py _RowSparse.backward nonzero"
+PACKING = "transformers/masking_utils.py find_packed_sequence_indices _local_scalar_dense"
+EXPECTED = {
+    LOSS: "rows that the hint missed are counted before they are corrected",
+    LAYERS: "rows with a gradient are counted before others are skipped",
+    PACKING: "transformers looks whether position ids restart",
+}
+"""Waits that are known and not yet gone, and why they are there."""
+
+_STAGE3 = "deepspeed/runtime/zero/stage3.py DeepSpeedZeroOptimizer_Stage3."
+_UTILS = "deepspeed/runtime/utils.py "
+STAGE1_BF16 = {
+    f"{_UTILS}mask_nan_or_inf_with_val_inplace tensor": 1,
+    f"{_UTILS}is_invalid_grad_norm _local_scalar_dense": 1,
+    f"{_UTILS}clip_tensors_by_global_norm _local_scalar_dense": 1,
+}
+STAGE3 = {
+    f"{_STAGE3}get_grad_norm_direct tensor": 2,  # one for each group of parameters
+    f"{_UTILS}is_invalid_grad_norm _local_scalar_dense": 1,
+    f"{_STAGE3}independent_gradient_partition_epilogue synchronize": 2,  # one for each of two micro-batches
+}
+BACK_PRESSURE = {
+    "deepspeed/runtime/zero/partitioned_param_coordinator.py "
+    "PartitionedParameterCoordinator._fetch_sub_module_impl event",
+    f"{_STAGE3}__reduce_and_partition_ipg_grads event",
+}
+"""For events of two gathers or reductions ago, so that memory suffices: the device has work meanwhile."""
+_PARTITIONS = "deepspeed/runtime/zero/partition_parameters.py "
+ALONE = {f"{_PARTITIONS}NoGatherHandle.wait synchronize", f"{_PARTITIONS}NoGatherCoalescedHandle.wait synchronize"}
+"""One process of ZeRO-3 waits whenever it fetches parameters, in buckets of `stage3_prefetch_bucket_size`."""
+
+BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+TWO_MICRO_BATCHES = {"train_batch_size": 4, "gradient_accumulation_steps": 2}
+RUN = {"steps": 5, "data": {"evaluate": {}}, "log_every": 100}
+
+
+@pytest.fixture
+def counted(processes, make_settings):
+    def count(plain=True, **changes):
+        return count_waits(processes, make_settings(**{**RUN, **changes}), plain)
+
+    return count
+
+
+@pytest.fixture
+def scores(processes, make_settings, tiny_home, tmp_path):
+    """A folder of reference losses beside the training rows."""
+    settings = make_settings(**RUN)
+    rows = load_sources(data_spec(settings, tokenizer_from_settings(settings)), processes)["train"].prepared
+    fingerprint = weights_fingerprint(tiny_home / "reference")
+    ScoringJob(rows, lambda batch: batch.labels / 100, tmp_path / "scores" / "train", fingerprint, processes, 4).run()
+    return tmp_path / "scores"
+
+
+def only_expected(counts):
+    return {place: count for place, count in counts.items() if place not in EXPECTED}
+
+
+def of_deepspeed(counts):
+    return {place: count for place, count in counts.items() if place.startswith("deepspeed/")}
+
+
+def test_the_known_waits_are_all_that_there_are(counted):
+    """One that is gone must leave `EXPECTED`."""
+    assert set(counted(algo="rho1-wmtp")) == set(EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("algo", "normalize_by", "changes"),
+    [
+        ("mtp-baseline", "valid", {}),
+        ("rho1-wmtp", "selected", {"selection": {"scope": "batch"}}),
+        ("rho1-wmtp", "valid", {"selection": {"scope": "sequence", "from_head": 0}}),
+        ("rho1-wmtp", "selected", {"selection": {"scope": "sequence"}}),
+        ("critic-wmtp", "valid", {"critic": {"advantage": "delta", "transform": "softmax", "value_warmup_steps": 1}}),
+        ("critic-wmtp", "selected", {"critic": {"advantage": "gae", "transform": "exp", "value_warmup_steps": 0}}),
+        ("random", "selected", {"selection": {"scope": "sequence"}, "head_coefficients": 0.5}),
+        ("softmax-excess", "valid", {}),
+        ("labelled", "selected", {}),
+    ],
+)
+def test_no_algorithm_waits(counted, algo, normalize_by, changes):
+    assert not only_expected(counted(algo=algo, normalize_by=normalize_by, **changes))
+
+
+def test_reference_losses_of_a_folder_are_not_waited_for(counted, scores):
+    counts = counted(algo="rho1-wmtp", reference={"scores": scores, "source": None})
+    assert not only_expected(counts)
+    assert counts[PACKING] in (0, 1)  # the policy's: no reference runs
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"head_kind": "sequential"},
+        {"head_kind": "sequential", "shared_module": False},
+        {"head_kind": "mlp"},
+        {"head_kind": "linear"},
+        {"train": "heads"},
+        {"train": "lora", "lora_rank": 2},
+        {"gradient_checkpointing": True},
+    ],
+)
+def test_no_kind_of_heads_waits(counted, model):
+    assert not only_expected(counted(algo="rho1-wmtp", model=model))
+
+
+def test_routers_and_their_loss_do_not_wait(counted, tiny_llama):
+    mixture = tiny_llama | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    assert not only_expected(counted(algo="rho1-wmtp", model={"config": mixture | {"router_aux_loss_coef": 0.01}}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "precision", "clipping"),
+    [(0, {}, 0.0), (0, {}, 1.0), (1, {}, 0.0), (1, {}, 1.0), (2, {}, 1.0), (2, BF16, 0.0), (2, BF16, 1.0)],
+)
+def test_nor_does_deepspeed_at_stages_0_to_2(counted, write_deepspeed, stage, precision, clipping):
+    config = write_deepspeed(stage=stage, gradient_clipping=clipping, **precision, **TWO_MICRO_BATCHES)
+    assert not only_expected(counted(plain=False, algo="rho1-wmtp", deepspeed_config=config))
+
+
+@pytest.mark.slow
+def test_deepspeed_waits_for_the_norm_at_stage_1_in_bfloat16(counted, write_deepspeed):
+    config = write_deepspeed(stage=1, gradient_clipping=1.0, **BF16, **TWO_MICRO_BATCHES)
+    counts = counted(plain=False, algo="rho1-wmtp", deepspeed_config=config)
+    assert of_deepspeed(counts) == only_expected(counts) == STAGE1_BF16
+
+
+@pytest.fixture
+def stage3(write_deepspeed):
+    """A configuration in which also small parameters lie in parts, as large ones do."""
+    zero = {"stage": 3, "reduce_bucket_size": 10**6, "stage3_param_persistence_threshold": 0}
+    return write_deepspeed("stage3.json", zero_optimization=zero, gradient_clipping=1.0, **TWO_MICRO_BATCHES)
+
+
+@pytest.mark.slow
+def test_deepspeed_waits_at_stage_3(counted, stage3):
+    counts = only_expected(counted(plain=False, algo="rho1-wmtp", deepspeed_config=stage3))
+    assert {place: count for place, count in counts.items() if place not in BACK_PRESSURE | ALONE} == STAGE3
+    assert counts.keys() == STAGE3.keys() | BACK_PRESSURE | ALONE
+
+
+@pytest.mark.slow
+def test_other_ranks_make_no_difference(make_settings, write_deepspeed, stage3, tmp_path):
+    stage2 = write_deepspeed(stage=2, gradient_clipping=1.0, **TWO_MICRO_BATCHES)
+    for config, expected in ((stage2, {}), (stage3, STAGE3)):
+        for counts in on_ranks(
+            tmp_path, 2, count_waits, make_settings(**RUN, algo="rho1-wmtp", deepspeed_config=config)
+        ):
+            assert counts.keys() - BACK_PRESSURE == EXPECTED.keys() | expected.keys()
+            assert {place: counts[place] for place in expected} == expected
+
+
+@pytest.mark.parametrize("algo", ["rho1-wmtp", "critic-wmtp"])
+def test_a_log_copies_one_tensor_to_the_host(processes, make_settings, algo):
+    counts = count_waits(processes, make_settings(**RUN, algo=algo), plain=True, log=True)
+    assert counts == {"wmtp_train/metrics/accumulator.py MetricAccumulator._gather cpu": 1}
