@@ -142,7 +142,7 @@ def test_sdpa_computes_the_same_bits_with_bounds_as_without(rows: int, family: s
 
 def test_decoding_goes_on_with_a_cache(implementation: str, make_causal_lm: Make) -> None:
     policy = MtpForCausalLM.wrap(make_causal_lm())
-    expected = generate(policy, [[1, 2, 3], [4]], 8).tokens
+    expected = generate(policy, [[1, 2, 3], [4]], 8).sequences
     set_attention(policy, implementation)
-    assert generate(policy, [[1, 2, 3], [4]], 8).tokens == expected
+    assert generate(policy, [[1, 2, 3], [4]], 8).sequences == expected
     assert policy.causal_lm.config._attn_implementation == implementation

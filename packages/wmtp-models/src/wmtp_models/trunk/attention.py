@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -57,8 +58,7 @@ def choose_attention(
     if wanted == "auto" and device.type != "cuda":
         return AttentionChoice(default, f"what a {device.type} has")
     calls, unfit = _inspect(causal_lm, isolates_documents)
-    flash, why_not_flash = _flash(causal_lm, calls, device, dtype)
-    why_not_flash = unfit or why_not_flash
+    flash, why_not_flash = ("", unfit) if unfit else _flash(causal_lm, calls, device, dtype)
     why_not_flex = unfit or _why_not_flex(causal_lm, calls, device)
     if wanted in ("auto", "flash") and why_not_flash is None:
         return AttentionChoice(flash, "as set" if wanted == "flash" else "rows end to end, without a mask")
@@ -127,13 +127,9 @@ def _installed_flash(device: torch.device) -> tuple[str, Any]:
     """Return transformers' name of the newest FlashAttention that is installed, and its function for packed rows."""
     major, _ = torch.cuda.get_device_capability(device)
     if major >= 9 and is_flash_attn_3_available():
-        from flash_attn_interface import flash_attn_varlen_func  # an optional package
-
-        return "flash_attention_3", flash_attn_varlen_func
+        return "flash_attention_3", import_module("flash_attn_interface").flash_attn_varlen_func
     if major >= 8 and is_flash_attn_2_available():
-        from flash_attn import flash_attn_varlen_func  # an optional package
-
-        return "flash_attention_2", flash_attn_varlen_func
+        return "flash_attention_2", import_module("flash_attn").flash_attn_varlen_func
     return "", None
 
 

@@ -42,7 +42,7 @@ def set_attention(model: nn.Module, implementation: str) -> None:
     for module in model.modules():
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig):
-            config._attn_implementation = implementation  # type: ignore[assignment]
+            config._attn_implementation = implementation
 
 
 def record_attention_calls(causal_lm: PreTrainedModel) -> list[AttentionCall]:
@@ -67,7 +67,7 @@ def record_attention_calls(causal_lm: PreTrainedModel) -> list[AttentionCall]:
 
     config = copy.deepcopy(causal_lm.config)
     with torch.device("meta"):
-        twin = type(causal_lm)(config).train()
+        twin = type(causal_lm)(config).train().to(torch.bfloat16)  # which grouped products of experts ask for
     set_attention(twin, _RECORDER)
     tokens = torch.empty(1, 8, dtype=torch.long, device="meta")
     bounds = {f"cu_seq_lens_{side}": torch.empty(3, dtype=torch.int32, device="meta") for side in "qk"}

@@ -1,7 +1,7 @@
 """What transformers is told about packed rows, so that it need not look at them.
 
 Its masks are made in the forward of each family, from position ids. For that it looks whether these restart anywhere
-(`masking_utils.find_packed_sequence_indices`), and waits for an accelerator's answer. The host knows, which packed them.
+(`masking_utils.find_packed_sequence_indices`), and waits for an accelerator's answer. The host packed them and knows.
 """
 
 from collections.abc import Callable, Iterator

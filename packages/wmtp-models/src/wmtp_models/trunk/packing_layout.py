@@ -84,7 +84,9 @@ def lay_out_rows(
     if "flash" in implementation:
         if position_ids is None:
             position_ids = torch.arange(length, device=input_ids.device).expand(rows, -1)
-        if bounds is None:
+            ends = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=input_ids.device)
+            bounds = DocumentBounds(ends, length)
+        elif bounds is None:
             bounds = find_bounds(position_ids)
         kwargs = {f"cu_seq_lens_{side}": bounds.cu_seq_lens for side in "qk"}
         lengths = {f"max_length_{side}": bounds.max_length for side in "qk"}

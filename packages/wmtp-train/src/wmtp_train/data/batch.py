@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import datasets
 import numpy as np
@@ -51,7 +52,7 @@ class Batch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
         if self.bounds is not None:
             moved["bounds"] = replace(self.bounds, cu_seq_lens=function(self.bounds.cu_seq_lens))
         return replace(self, **moved)
