@@ -33,8 +33,10 @@ def test_attention_is_chosen_for_policy_and_reference(make_settings, tokenizer):
     assert use_attention(policy, "auto", cpu, torch.float32) == "policy attention: sdpa (what a cpu has)"
     assert use_attention(reference, "sdpa", cpu, torch.bfloat16) == "reference attention: sdpa (as set)"
     for model in (policy, reference):
-        use_attention(model, "auto", torch.device("cuda"), torch.float32)
-        assert model.causal_lm.config._attn_implementation in ("flex_attention", "sdpa")
+        line = use_attention(model, "auto", torch.device("cuda"), torch.float32)
+        assert (
+            "no flash: FlashAttention computes in bfloat16 or float16, and this is float32; no flex: its heads" in line
+        )
         with pytest.raises(UserError, match=r"model.attention is flash.*does not run on a cpu; set auto or sdpa"):
             use_attention(model, "flash", cpu, torch.bfloat16)
 
