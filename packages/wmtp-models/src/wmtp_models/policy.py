@@ -20,7 +20,7 @@ from wmtp_models.heads import KINDS, ParallelHeads
 from wmtp_models.heads.base import HeadInputs
 from wmtp_models.output import MtpOutput
 from wmtp_models.trunk.capture import capture_call
-from wmtp_models.trunk.packing_layout import infer_layout
+from wmtp_models.trunk.packing_layout import DocumentBounds, infer_layout, lay_out_rows
 from wmtp_models.trunk.parts import trunk_parts
 from wmtp_models.trunk.probe import require_wrappable
 from wmtp_models.trunk.router_loss import find_router_loss
@@ -125,6 +125,7 @@ class MtpForCausalLM(PreTrainedModel):
         attention_mask: Tensor | None = None,
         plan: GradientPlan | None = None,
         predict: bool = False,
+        bounds: DocumentBounds | None = None,
     ) -> MtpOutput:
         """Compute the losses of all heads at all positions.
 
@@ -141,10 +142,11 @@ class MtpForCausalLM(PreTrainedModel):
             plan: what gradient the losses will probably receive, given the values; it makes the backward cheaper and
                 never other, see `wmtp_core.linear_cross_entropy`.
             predict: also find every head's most probable token, at the cost of one more product with the unembedding.
+            bounds: where `position_ids` restart, if the host knows: then nothing waits for an accelerator here.
         """
         position_ids, document_ids = infer_layout(position_ids, document_ids, attention_mask)
         with self._capture_routers() as router_logits:
-            states = self._forward_heads(input_ids, position_ids)
+            states = self._forward_heads(input_ids, position_ids, bounds)
         labels = input_ids if labels is None else labels
         targets, valid = mtp_targets(labels, self.config.horizon, attention_mask, document_ids)  # [B, S, H]
         values = None
@@ -177,12 +179,16 @@ class MtpForCausalLM(PreTrainedModel):
         hidden = torch.stack(self._forward_heads(input_ids, position_ids), dim=2)  # [B, S, H, D]
         return self.trunk.logits(hidden).float()
 
-    def _forward_heads(self, input_ids: Tensor, position_ids: Tensor | None) -> list[Tensor]:
+    def _forward_heads(
+        self, input_ids: Tensor, position_ids: Tensor | None, bounds: DocumentBounds | None = None
+    ) -> list[Tensor]:
         """Return the normed hidden states of every head, `[B, S, D]` each, in one forward of the trunk."""
-        # Without a cache: with one, transformers lets packed documents see each other.
         layout = position_ids if self.config.isolates_documents else None
-        inputs = self._forward_trunk(input_ids, layout, use_cache=False)
-        return [inputs.final, *self.heads(inputs)]
+        rows = lay_out_rows(self.causal_lm.config._attn_implementation, input_ids, layout, bounds)
+        with rows.known:  # Without a cache: with one, transformers lets packed documents see each other.
+            inputs = self._forward_trunk(rows.input_ids, rows.position_ids, use_cache=False, **rows.kwargs)
+            states = [inputs.final, *self.heads(inputs)]
+        return [state.view(*input_ids.shape, -1) for state in states]
 
     def _forward_trunk(self, input_ids: Tensor, position_ids: Tensor | None, **how: Any) -> HeadInputs:
         """Run the trunk, and return what its heads may read."""
