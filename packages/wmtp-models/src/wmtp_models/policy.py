@@ -24,6 +24,8 @@ from wmtp_models.trunk.packing_layout import infer_layout
 from wmtp_models.trunk.parts import trunk_parts
 from wmtp_models.trunk.probe import require_wrappable
 from wmtp_models.trunk.router_loss import find_router_loss
+from wmtp_models.trunk.row_slices import HintOfSlices, Slices, WholeRows
+from wmtp_models.trunk.sequence_parallel import run_trunk
 from wmtp_models.value_head import ValueHead
 
 
@@ -52,6 +54,7 @@ class MtpForCausalLM(PreTrainedModel):
         self.trunk = parts = trunk_parts(causal_lm)
         self.heads = KINDS[config.head_kind].beside(parts, config)
         self.router_loss = find_router_loss(causal_lm)
+        self.slices: Slices = WholeRows()
         self.value_head: ValueHead | None = None
         if config.value_head:
             self.add_value_head()
@@ -128,6 +131,8 @@ class MtpForCausalLM(PreTrainedModel):
     ) -> MtpOutput:
         """Compute the losses of all heads at all positions.
 
+        Where processes share rows (`slices`) each is given whole ones, computes its slice, and returns the whole.
+
         Documents packed into a row do not see each other: give `document_ids`, or `position_ids` that restart at each
         document, or both. A trunk that cannot keep them apart (`MtpConfig.isolates_documents`) is given neither: a row
         of its is one document, and padding on the right.
@@ -150,18 +155,23 @@ class MtpForCausalLM(PreTrainedModel):
         values = None
         if self.value_head is not None:
             values = self.value_head(states[0] if self.config.value_gradient_to_trunk else states[0].detach())
+            values = self.slices.join(values)
         hint = None if plan is None else plan.hint(None if values is None else values.detach())
         # The weight is used in here and nowhere else, so that ZeRO-3 gathers it around this forward and its backward.
         weight = self.trunk.weight
         frozen = not (weight.requires_grad or states[0].requires_grad)  # head 0 and all below it
         if hint is not None and frozen:
             hint = replace(hint, per_head=pad(hint.per_head[1:], (1, 0)))
+        if hint is not None:
+            hint = replace(hint, weights=HintOfSlices(hint.weights, self.slices, input_ids.shape[1]))
+        targets = self.slices.part(targets)
         hidden = torch.stack(states, dim=2)  # [B, S, H, D]
         flat, transform = hidden.flatten(0, 2), self.trunk.transform
         ce = linear_cross_entropy(flat, weight, targets.flatten(), hint=hint, transform=transform).view_as(targets)
+        ce = self.slices.join(ce)
         if frozen:  # or losses of head 0 would cost gradients that lead nowhere
             ce = torch.cat([ce[..., :1].detach(), ce[..., 1:]], dim=-1)
-        predicted = linear_argmax(flat, weight, transform).view_as(targets) if predict else None
+        predicted = self.slices.join(linear_argmax(flat, weight, transform).view_as(targets)) if predict else None
         auxiliary = None if self.router_loss is None else self.router_loss(router_logits, attention_mask)
         return MtpOutput(ce=ce, valid=valid, values=values, predicted=predicted, auxiliary_loss=auxiliary)
 
@@ -175,10 +185,13 @@ class MtpForCausalLM(PreTrainedModel):
         """Return the logits of all heads, float32 `[B, S, H, V]`, for inference and tests; arguments as `forward`'s."""
         position_ids, _ = infer_layout(position_ids, document_ids, attention_mask)
         hidden = torch.stack(self._forward_heads(input_ids, position_ids), dim=2)  # [B, S, H, D]
-        return self.trunk.logits(hidden).float()
+        return self.slices.join(self.trunk.logits(hidden).float())
 
     def _forward_heads(self, input_ids: Tensor, position_ids: Tensor | None) -> list[Tensor]:
-        """Return the normed hidden states of every head, `[B, S, D]` each, in one forward of the trunk."""
+        """Return the normed hidden states of every head, `[B, S, D]` each, in one forward of the trunk.
+
+        Where processes share rows they are those of this one's slice.
+        """
         # Without a cache: with one, transformers lets packed documents see each other.
         layout = position_ids if self.config.isolates_documents else None
         inputs = self._forward_trunk(input_ids, layout, use_cache=False)
@@ -186,12 +199,10 @@ class MtpForCausalLM(PreTrainedModel):
 
     def _forward_trunk(self, input_ids: Tensor, position_ids: Tensor | None, **how: Any) -> HeadInputs:
         """Run the trunk, and return what its heads may read."""
-        if position_ids is not None:
-            how["position_ids"] = position_ids
         with capture_call(self.trunk.layers[self.heads.called_as]) as calls:
-            output = self.causal_lm.base_model(input_ids=input_ids, **how)
-        embedding = self.causal_lm.get_input_embeddings()
-        return HeadInputs(calls[0], output.last_hidden_state, input_ids, position_ids, embedding, self.trunk.norm)
+            output = run_trunk(self.slices, self.causal_lm.base_model, input_ids, position_ids, **how)
+        embedding, part = self.causal_lm.get_input_embeddings(), self.slices.part
+        return HeadInputs(calls[0], output.last_hidden_state, input_ids, position_ids, embedding, self.trunk.norm, part)
 
     def _capture_routers(self) -> Any:
         """Note the routers' logits of the forward in here, where they are needed."""

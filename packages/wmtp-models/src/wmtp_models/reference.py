@@ -16,6 +16,8 @@ from wmtp_models.loading import load_causal_lm, load_tokenizer
 from wmtp_models.trunk.packing_layout import infer_layout
 from wmtp_models.trunk.parts import trunk_parts
 from wmtp_models.trunk.probe import require_wrappable
+from wmtp_models.trunk.row_slices import Slices, WholeRows
+from wmtp_models.trunk.sequence_parallel import run_trunk
 
 
 class ReferenceModel(nn.Module):
@@ -26,6 +28,7 @@ class ReferenceModel(nn.Module):
         self.isolates_documents = require_wrappable(causal_lm, packing)
         self.trunk = trunk_parts(causal_lm)
         self.causal_lm = causal_lm.requires_grad_(False)
+        self.slices: Slices = WholeRows()
         self.eval()
 
     @classmethod
@@ -74,13 +77,12 @@ class ReferenceModel(nn.Module):
         """Compute `token_losses`, which is what one calls; ZeRO-3 hooks into this where the reference is sharded."""
         position_ids, document_ids = infer_layout(position_ids, document_ids, attention_mask)
         targets, _ = mtp_targets(input_ids, 1, attention_mask, document_ids)  # [B, S, 1]
-        layout = {"position_ids": position_ids} if self.isolates_documents else {}
-        hidden = self.causal_lm.base_model(
-            input_ids=input_ids, use_cache=False, **layout
-        ).last_hidden_state  # [B, S, D]
+        layout = position_ids if self.isolates_documents else None
+        output = run_trunk(self.slices, self.causal_lm.base_model, input_ids, layout, use_cache=False)
+        hidden, targets = output.last_hidden_state, self.slices.part(targets.squeeze(-1))  # [B, S, D], [B, S]
         weight, transform = self.trunk.weight, self.trunk.transform
         ce = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), transform=transform)
-        ce = ce.view_as(input_ids)
+        ce = self.slices.join(ce.view_as(targets))
         return nn.functional.pad(ce[:, :-1], (1, 0))  # from the position that predicts to the token predicted
 
     @torch.no_grad()

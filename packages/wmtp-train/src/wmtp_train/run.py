@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from wmtp_core import UserError
-from wmtp_models import MtpForCausalLM, ReferenceModel
+from wmtp_models import MtpForCausalLM, ReferenceModel, share_rows
 from wmtp_train.algorithm import Algorithm
 from wmtp_train.build_models import build_policy_from_settings, load_reference
 from wmtp_train.checkpoint.run_checkpoints import check_keep_best, run_fingerprint
@@ -71,6 +71,7 @@ class Run:
 
         what = "the run cannot be opened"
         config, policy, spec = run_on_all_ranks(mesh, open_models, what, START_AGAIN)
+        mesh = mesh.share_rows(config["sequence_parallel_size"])
         sources = load_sources(spec, mesh)
         if algorithm.needs_reference:
             sources = with_scores(sources, settings, mesh)
@@ -80,6 +81,9 @@ class Run:
             check_keep_best(settings, settings.data.evaluate)
             live = algorithm.needs_reference and settings.reference.scores is None
             reference = load_reference(settings, spec.tokenizer, spec.vocab_size) if live else None
+            share_rows(policy, mesh.sequence)
+            if reference is not None:
+                share_rows(reference, mesh.sequence)
             step = Step(
                 policy,
                 algorithm.weighting(settings, mesh),
@@ -118,7 +122,7 @@ class Run:
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step sees over all ranks, padding included."""
-        return self.micro_batch * self.accumulation * self.mesh.world * self.train.sequence_length
+        return self.micro_batch * self.accumulation * self.mesh.data_world * self.train.sequence_length
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _KNOWN_KEYS = {
     "torch_autocast", "data_types", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients",
     "communication_data_type", "steps_per_print", "wall_clock_breakdown", "dump_state", "aio", "compile",
     "comms_logger", "flops_profiler", "activation_checkpointing", "checkpoint", "tensorboard", "csv_monitor",
-    "memory_breakdown", "seq_parallel_communication_data_type", "disable_allgather",
+    "memory_breakdown", "sequence_parallel_size", "disable_allgather",
 }  # fmt: skip
 
 _SECTIONS = {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config, "fp16": DeepSpeedFP16Config}
@@ -89,21 +89,30 @@ def _check_precision(config: dict[str, Any], path: Path) -> None:
         raise UserError(f"deepspeed_config {path}: float16 is not for ZeRO stage 0; use stage 1, 2 or 3")
 
 
-def _complete_batch_sizes(config: dict[str, Any], path: Path, world_size: int) -> None:
+def _complete_batch_sizes(config: dict[str, Any], path: Path, processes: int) -> None:
     names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    for name in names:
+    config.setdefault("sequence_parallel_size", 1)
+    for name in (*names, "sequence_parallel_size"):
         value = config.get(name, 1)
         if not isinstance(value, int) or value < 1:
             raise UserError(f"deepspeed_config {path}: {name} is {value!r}; give a whole number of at least 1")
+    shared = config["sequence_parallel_size"]
+    if processes % shared:
+        raise UserError(
+            f"deepspeed_config {path}: sequence_parallel_size is {shared}, which does not divide {processes} "
+            "processes; start a multiple of it, or change it"
+        )
+    world_size = processes // shared  # processes with rows of their own
     total, micro, accumulation = (config.get(name) for name in names)
     if micro is None:
         share = total // (world_size * (accumulation or 1)) if total else 1
         micro = max(1, share)
     if accumulation is None:
         accumulation = max(1, total // (world_size * micro)) if total else 1
+    apart = " with rows of their own" if shared > 1 else ""
     if total is not None and total != micro * accumulation * world_size:
         raise UserError(
             f"deepspeed_config {path}: train_batch_size {total} is not train_micro_batch_size_per_gpu {micro} × "
-            f"gradient_accumulation_steps {accumulation} × {world_size} processes; fix one of them or leave it out"
+            f"gradient_accumulation_steps {accumulation} × {world_size} processes{apart}; fix one of them or leave it out"
         )
     config.update(zip(names, (micro * accumulation * world_size, micro, accumulation), strict=True))

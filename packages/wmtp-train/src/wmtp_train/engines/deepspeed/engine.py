@@ -16,6 +16,8 @@ from wmtp_train.engines.optimizer import apply_settings, build_optimizer
 from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.settings.sections import OptimizerSettings
 
+_OF_ROWS = ("sequence_parallel_size", "train_batch_size")
+
 
 class ZeroEngine:
     """Parameters, gradients and optimizer state under DeepSpeed; see `engines.base.Engine` for each member.
@@ -32,6 +34,9 @@ class ZeroEngine:
         self, policy: MtpForCausalLM, config: dict[str, Any], optimizer: OptimizerSettings, steps: int, mesh: Mesh
     ) -> None:
         adamw, schedule = build_optimizer(policy, optimizer, steps)
+        # To it every process is data-parallel: gradients of slices of a row add up as those of rows do. It completes
+        # the batch size by its own count of ranks.
+        config = {name: value for name, value in config.items() if name not in _OF_ROWS}
         self._engine, *_ = deepspeed.initialize(
             model=policy, optimizer=adamw, lr_scheduler=schedule, config=config, dist_init_required=False
         )
