@@ -27,10 +27,13 @@ def share_rows(model: MtpForCausalLM | ReferenceModel, slices: Slices) -> None:
     causal_lm, count = model.causal_lm, slices.count
     if count == 1:
         return
-    policy = isinstance(model, MtpForCausalLM)
-    if policy and model.router_loss is not None:
+    if isinstance(model, MtpForCausalLM):
+        isolates, router_loss = model.config.isolates_documents, model.router_loss
+    else:
+        isolates, router_loss = model.isolates_documents, None
+    if router_loss is not None:
         raise cannot_split(causal_lm, count, "the loss of its routers looks at all tokens at once")
-    if not (model.config.isolates_documents if policy else model.isolates_documents):
+    if not isolates:
         raise cannot_split(causal_lm, count, "its documents see each other where position ids restart")
     was_training = model.training
     model.eval()

@@ -99,7 +99,7 @@ def wrap_attention(model: nn.Module, causal_lm: Any, count: int) -> None:
     if others or getattr(config, "attention_chunk_size", None):
         raise cannot_split(causal_lm, count, f"it has layers of {', '.join(others) or 'chunked_attention'}")
     for part in model.modules():  # heads that were copied from a layer have a configuration of their own
-        own = getattr(part, "config", None)
+        own: Any = getattr(part, "config", None)
         if getattr(own, "_attn_implementation", None) == attention:
             own._attn_implementation = _SPLIT[attention]
 

@@ -109,10 +109,10 @@ def _complete_batch_sizes(config: dict[str, Any], path: Path, processes: int) ->
         micro = max(1, share)
     if accumulation is None:
         accumulation = max(1, total // (world_size * micro)) if total else 1
-    apart = " with rows of their own" if shared > 1 else ""
+    ranks = f"{world_size} processes{' with rows of their own' if shared > 1 else ''}"
     if total is not None and total != micro * accumulation * world_size:
         raise UserError(
             f"deepspeed_config {path}: train_batch_size {total} is not train_micro_batch_size_per_gpu {micro} × "
-            f"gradient_accumulation_steps {accumulation} × {world_size} processes{apart}; fix one of them or leave it out"
+            f"gradient_accumulation_steps {accumulation} × {ranks}; fix one of them or leave it out"
         )
     config.update(zip(names, (micro * accumulation * world_size, micro, accumulation), strict=True))
