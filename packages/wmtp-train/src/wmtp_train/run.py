@@ -81,6 +81,7 @@ class Run:
             check_keep_best(settings, settings.data.evaluate)
             live = algorithm.needs_reference and settings.reference.scores is None
             reference = load_reference(settings, spec.tokenizer, spec.vocab_size) if live else None
+            check_length(settings, mesh.sequence.count)
             share_rows(policy, mesh.sequence)
             if reference is not None:
                 share_rows(reference, mesh.sequence)
@@ -156,6 +157,24 @@ class Run:
         for batch in source.held_out_batches(self.mesh, self.micro_batch, self.settings.data.evaluation_rows):
             raise_if_preempted(self.mesh)
             yield batch.to(self.mesh.device)
+
+
+def check_length(settings: Settings, sharing: int) -> None:
+    """Refuse rows that cannot be cut into equal slices.
+
+    Args:
+        settings: of the run.
+        sharing: how many processes share a row.
+
+    Raises:
+        UserError: `sharing` does not divide their length.
+    """
+    length = settings.data.sequence_length
+    if length % sharing:
+        raise UserError(
+            f"data.sequence_length is {length}, which sequence_parallel_size {sharing} does not divide; "
+            "make it a multiple"
+        )
 
 
 def head_coefficients(settings: Settings, mesh: Mesh) -> Tensor | None:

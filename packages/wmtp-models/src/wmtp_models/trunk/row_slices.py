@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_to_all_single
 
 from wmtp_core import WeightHint
 
@@ -86,7 +85,7 @@ class SharedRows(Slices):
     def exchange(self, part: Tensor, split: int, joined: int) -> Tensor:
         """Exchange in one all-to-all, whose backward is another."""
         sent = torch.stack(part.chunk(self.count, dim=split))  # [n, …]
-        received = all_to_all_single(torch.empty_like(sent), sent, group=self.group)
+        received: Tensor = _AllToAll.apply(sent, self.group)
         return torch.cat(received.unbind(), dim=joined)
 
     def place(self, positions: Tensor, length: int) -> Tensor:
@@ -134,6 +133,22 @@ class HintOfSlices:
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
         """Return what the hint says of the same tokens."""
         return self.hint(self.slices.place(positions, self.length), ce)
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sent: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=group)
+        return received
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        received = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(received, grad.contiguous(), group=ctx.group)
+        return received, None
 
 
 class _Join(torch.autograd.Function):
