@@ -11,6 +11,8 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
+import torch
+
 from tiny import TINY_CONFIG
 from wmtp_core import UserError
 from wmtp_train.algorithm import Algorithm
@@ -30,7 +32,7 @@ def main() -> None:
     mesh = start_processes()  # first, so that what is wrong with the settings is said once
     settings, algorithm = run_on_all_ranks(mesh, lambda: read_settings(mesh.world), "config", START_AGAIN)
     wanted, folder = settings.evaluation, settings.output_dir
-    opened = Run.open(with_final_model(settings), algorithm, mesh)
+    opened = Run.open(with_final_model(settings), algorithm, mesh, torch.float32)
     opened.policy.to(mesh.device)
     metrics = opened.evaluate(settings.steps)  # past every warm-up
     run_on_rank0(mesh, lambda: folder.mkdir(parents=True, exist_ok=True), f"output_dir {folder} cannot be made")
@@ -87,6 +89,8 @@ def with_final_model(settings: Settings) -> Settings:
             "name an output_dir of its own for the results"
         )
     model = {"source": str(folder), "config": None, "train": "all", "gradient_checkpointing": False}
+    if settings.model.attention == "flash":  # which has no float32
+        model["attention"] = "auto"
     return settings.model_copy(update={"model": settings.model.model_copy(update=model), "resume": False})
 
 

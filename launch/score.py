@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tiny import TINY_CONFIG
 from wmtp_core import UserError
 from wmtp_models import ReferenceModel, weights_fingerprint
-from wmtp_train.build_models import load_reference
+from wmtp_train.build_models import load_reference, use_attention
 from wmtp_train.data.batch import Batch
 from wmtp_train.data.loading import DataSpec, data_spec, load_sources, tokenizer_from_settings
 from wmtp_train.data.scoring import ScoringJob
@@ -47,6 +47,9 @@ def main() -> None:
     def open_reference() -> tuple[ReferenceModel, DataSpec]:
         tokenizer = tokenizer_from_settings(settings)
         reference = load_reference(settings, tokenizer)
+        line = use_attention(reference, settings.model.attention, mesh.device, reference.causal_lm.dtype)
+        if mesh.is_first:
+            print(line)
         return reference, data_spec(settings, tokenizer, reference.causal_lm.config.vocab_size)
 
     reference, spec = run_on_all_ranks(mesh, open_reference, f"reference {source}", START_AGAIN)
@@ -57,7 +60,7 @@ def main() -> None:
 
     def token_losses(batch: Batch) -> Tensor:
         here = batch.to(mesh.device)
-        return reference.token_losses(here.input_ids, here.position_ids, here.document_ids)
+        return reference.token_losses(here.input_ids, here.position_ids, here.document_ids, bounds=here.bounds)
 
     for name, data in load_sources(spec, mesh).items():
         length = data.sequence_length

@@ -35,13 +35,19 @@ EXPECTED = {
     "attention_mask": [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]],
 }
 
+TENSORS = [field.name for field in fields(Batch) if field.name != "bounds"]
+
 
 def test_collate_spreads_documents_over_their_tokens() -> None:
     batch = collate(ROWS, np.array([12, 3]), CE)
-    for field in fields(Batch):
-        values = getattr(batch, field.name)
-        assert values.dtype == (torch.float32 if field.name in ("reference_ce", "rewards") else torch.int64)
-        assert values.nan_to_num(-1).tolist() == EXPECTED[field.name], field.name
+    assert batch.bounds is not None
+    assert batch.bounds.cu_seq_lens.tolist() == [0, 2, 5, 6, 8, 10]
+    assert batch.bounds.cu_seq_lens.dtype == torch.int32
+    assert batch.bounds.max_length == 3
+    for field in TENSORS:
+        values = getattr(batch, field)
+        assert values.dtype == (torch.float32 if field in ("reference_ce", "rewards") else torch.int64)
+        assert values.nan_to_num(-1).tolist() == EXPECTED[field], field
 
 
 def test_what_the_data_lacks_is_none() -> None:
@@ -65,14 +71,17 @@ def test_half_precision_scores_arrive_as_float32() -> None:
 def test_to_moves_every_tensor_and_leaves_none_alone() -> None:
     moved = collate(ROWS, np.array([0, 1])).to("meta")
     assert moved.reference_ce is None
-    tensors = [getattr(moved, field.name) for field in fields(Batch) if field.name != "reference_ce"]
+    assert moved.bounds is not None
+    tensors = [getattr(moved, field) for field in TENSORS if field != "reference_ce"] + [moved.bounds.cu_seq_lens]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs an accelerator")
 def test_pin_memory_pins_every_tensor() -> None:
     pinned = collate(ROWS, np.array([0, 1]), CE).pin_memory()
-    assert all(getattr(pinned, field.name).is_pinned() for field in fields(Batch))
+    assert pinned.bounds is not None
+    assert all(getattr(pinned, field).is_pinned() for field in TENSORS)
+    assert pinned.bounds.cu_seq_lens.is_pinned()
 
 
 def test_packed_rows_in_any_order_with_their_scores(make_prepared: Callable[..., PreparedData]) -> None:

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from wmtp_core import UserError, linear_argmax, linear_cross_entropy
 from wmtp_eval.complete import complete
 from wmtp_models import MtpForCausalLM, Sampling, encode_prompt
+from wmtp_models.trunk.attention import default_attention
 
 _SAMPLING = ("temperature", "top_k", "top_p")
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -87,9 +88,10 @@ class PolicyLM(TemplateLM):
         """Return log P of the last `counts[i]` tokens of text i in nats, and whether head 0 predicts all of them."""
         rows = [torch.tensor(text, device=self.policy.device) for text in texts]
         # Padding on the right, where no token before it can see it.
-        states = self.policy.causal_lm.base_model(
-            input_ids=pad_sequence([row[:-1] for row in rows], batch_first=True), use_cache=False
-        ).last_hidden_state  # [B, S, D], of the trunk and head 0 alone
+        padded = pad_sequence([row[:-1] for row in rows], batch_first=True)
+        with default_attention(self.policy):
+            output = self.policy.causal_lm.base_model(input_ids=padded, use_cache=False)
+        states = output.last_hidden_state  # [B, S, D], of the trunk and head 0 alone
         hidden = torch.cat([s[len(row) - 1 - n : len(row) - 1] for s, row, n in zip(states, rows, counts, strict=True)])
         targets = torch.cat([row[len(row) - n :] for row, n in zip(rows, counts, strict=True)])  # [N]
         weight, transform = self.policy.trunk.weight, self.policy.trunk.transform

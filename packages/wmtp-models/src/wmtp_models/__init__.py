@@ -9,6 +9,8 @@ from wmtp_models.reference import ReferenceModel, require_same_tokenizer, weight
 from wmtp_models.splitting import share_rows
 from wmtp_models.training.freezing import train_later_heads
 from wmtp_models.training.lora import add_adapters, merge_adapters
+from wmtp_models.trunk.attention import choose_attention
+from wmtp_models.trunk.attention_calls import set_attention
 from wmtp_models.value_head import ValueHead
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "ValueHead",
     "add_adapters",
     "build_policy",
+    "choose_attention",
     "encode_prompt",
     "generate",
     "load_causal_lm",
@@ -30,6 +33,7 @@ __all__ = [
     "load_wmtp",
     "merge_adapters",
     "require_same_tokenizer",
+    "set_attention",
     "share_rows",
     "stop_tokens",
     "train_later_heads",

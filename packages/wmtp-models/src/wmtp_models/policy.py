@@ -20,12 +20,12 @@ from wmtp_models.heads import KINDS, ParallelHeads
 from wmtp_models.heads.base import HeadInputs
 from wmtp_models.output import MtpOutput
 from wmtp_models.trunk.capture import capture_call
-from wmtp_models.trunk.packing_layout import infer_layout
+from wmtp_models.trunk.packing_layout import DocumentBounds, infer_layout
 from wmtp_models.trunk.parts import trunk_parts
 from wmtp_models.trunk.probe import require_wrappable
 from wmtp_models.trunk.router_loss import find_router_loss
 from wmtp_models.trunk.row_slices import HintOfSlices, Slices, WholeRows
-from wmtp_models.trunk.sequence_parallel import run_trunk
+from wmtp_models.trunk.sequence_parallel import lay_out
 from wmtp_models.value_head import ValueHead
 
 
@@ -128,6 +128,7 @@ class MtpForCausalLM(PreTrainedModel):
         attention_mask: Tensor | None = None,
         plan: GradientPlan | None = None,
         predict: bool = False,
+        bounds: DocumentBounds | None = None,
     ) -> MtpOutput:
         """Compute the losses of all heads at all positions.
 
@@ -146,10 +147,11 @@ class MtpForCausalLM(PreTrainedModel):
             plan: what gradient the losses will probably receive, given the values; it makes the backward cheaper and
                 never other, see `wmtp_core.linear_cross_entropy`.
             predict: also find every head's most probable token, at the cost of one more product with the unembedding.
+            bounds: where `position_ids` restart, if the host knows: then nothing waits for an accelerator here.
         """
         position_ids, document_ids = infer_layout(position_ids, document_ids, attention_mask)
         with self._capture_routers() as router_logits:
-            states = self._forward_heads(input_ids, position_ids)
+            states = self._forward_heads(input_ids, position_ids, bounds)
         labels = input_ids if labels is None else labels
         targets, valid = mtp_targets(labels, self.config.horizon, attention_mask, document_ids)  # [B, S, H]
         values = None
@@ -187,21 +189,29 @@ class MtpForCausalLM(PreTrainedModel):
         hidden = torch.stack(self._forward_heads(input_ids, position_ids), dim=2)  # [B, S, H, D]
         return self.slices.join(self.trunk.logits(hidden).float())
 
-    def _forward_heads(self, input_ids: Tensor, position_ids: Tensor | None) -> list[Tensor]:
+    def _forward_heads(
+        self, input_ids: Tensor, position_ids: Tensor | None, bounds: DocumentBounds | None = None
+    ) -> list[Tensor]:
         """Return the normed hidden states of every head, `[B, S, D]` each, in one forward of the trunk.
 
         Where processes share rows they are those of this one's slice.
         """
-        # Without a cache: with one, transformers lets packed documents see each other.
         layout = position_ids if self.config.isolates_documents else None
-        inputs = self._forward_trunk(input_ids, layout, use_cache=False)
-        return [inputs.final, *self.heads(inputs)]
+        rows = lay_out(self.slices, self.causal_lm.config._attn_implementation, input_ids, layout, bounds)
+        with rows.known:  # Without a cache: with one, transformers lets packed documents see each other.
+            inputs = self._forward_trunk(rows.input_ids, rows.position_ids, use_cache=False, **rows.kwargs)
+            states = [inputs.final, *self.heads(inputs)]
+        length = input_ids.shape[1] // self.slices.count
+        return [state.view(-1, length, state.shape[-1]) for state in states]
 
     def _forward_trunk(self, input_ids: Tensor, position_ids: Tensor | None, **how: Any) -> HeadInputs:
         """Run the trunk, and return what its heads may read."""
+        part = self.slices.part
+        if position_ids is not None:
+            how["position_ids"] = part(position_ids)
         with capture_call(self.trunk.layers[self.heads.called_as]) as calls:
-            output = run_trunk(self.slices, self.causal_lm.base_model, input_ids, position_ids, **how)
-        embedding, part = self.causal_lm.get_input_embeddings(), self.slices.part
+            output = self.causal_lm.base_model(input_ids=part(input_ids), **how)
+        embedding = self.causal_lm.get_input_embeddings()
         return HeadInputs(calls[0], output.last_hidden_state, input_ids, position_ids, embedding, self.trunk.norm, part)
 
     def _capture_routers(self) -> Any:

@@ -13,11 +13,11 @@ from wmtp_core import UserError, linear_cross_entropy, mtp_targets
 from wmtp_models.formats import consolidated
 from wmtp_models.hf_loading import resolve_source
 from wmtp_models.loading import load_causal_lm, load_tokenizer
-from wmtp_models.trunk.packing_layout import infer_layout
+from wmtp_models.trunk.packing_layout import DocumentBounds, infer_layout
 from wmtp_models.trunk.parts import trunk_parts
 from wmtp_models.trunk.probe import require_wrappable
 from wmtp_models.trunk.row_slices import Slices, WholeRows
-from wmtp_models.trunk.sequence_parallel import run_trunk
+from wmtp_models.trunk.sequence_parallel import lay_out
 
 
 class ReferenceModel(nn.Module):
@@ -73,13 +73,18 @@ class ReferenceModel(nn.Module):
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        bounds: DocumentBounds | None = None,
     ) -> Tensor:
         """Compute `token_losses`, which is what one calls; ZeRO-3 hooks into this where the reference is sharded."""
         position_ids, document_ids = infer_layout(position_ids, document_ids, attention_mask)
         targets, _ = mtp_targets(input_ids, 1, attention_mask, document_ids)  # [B, S, 1]
         layout = position_ids if self.isolates_documents else None
-        output = run_trunk(self.slices, self.causal_lm.base_model, input_ids, layout, use_cache=False)
-        hidden, targets = output.last_hidden_state, self.slices.part(targets.squeeze(-1))  # [B, S, D], [B, S]
+        part = self.slices.part
+        rows = lay_out(self.slices, self.causal_lm.config._attn_implementation, input_ids, layout, bounds)
+        how = rows.kwargs if rows.position_ids is None else rows.kwargs | {"position_ids": part(rows.position_ids)}
+        with rows.known:
+            output = self.causal_lm.base_model(input_ids=part(rows.input_ids), use_cache=False, **how)
+        hidden, targets = output.last_hidden_state, part(targets.squeeze(-1))  # [B, S, D] or [1, B·S, D]; [B, S]
         weight, transform = self.trunk.weight, self.trunk.transform
         ce = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), transform=transform)
         ce = self.slices.join(ce.view_as(targets))
@@ -92,6 +97,7 @@ class ReferenceModel(nn.Module):
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        bounds: DocumentBounds | None = None,
     ) -> Tensor:
         """Return the reference cross-entropy of every token, in one forward and never with all logits at once.
 
@@ -100,12 +106,13 @@ class ReferenceModel(nn.Module):
             position_ids: int64 `[B, S]`, restarting at each packed document; default 0, 1, 2, … in each.
             document_ids: int64 `[B, S]`, equal numbers for equal documents; default as `position_ids` restart.
             attention_mask: `[B, S]`, 0 at padding.
+            bounds: where `position_ids` restart, if the host knows: then nothing waits for an accelerator here.
 
         Returns:
             float32 `[B, S]`, −log P_ref(input_ids[b, p] | tokens < p of the same document), indexed by p: 0 at the
             first token of a document and at padding.
         """
-        losses: Tensor = self(input_ids, position_ids, document_ids, attention_mask)
+        losses: Tensor = self(input_ids, position_ids, document_ids, attention_mask, bounds)
         return losses
 
 

@@ -11,7 +11,9 @@ from wmtp_models import (
     ReferenceModel,
     add_adapters,
     build_policy,
+    choose_attention,
     load_policy,
+    set_attention,
     train_later_heads,
 )
 from wmtp_train.settings.schema import Settings
@@ -72,6 +74,24 @@ def build_policy_from_settings(
     if model.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     return policy
+
+
+def use_attention(model: MtpForCausalLM | ReferenceModel, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Give a model the attention that `model.attention` asks for; returns a line for the log.
+
+    Args:
+        model: the policy or the reference, wherever it is.
+        wanted: `auto`, `sdpa`, `flex` or `flash`.
+        device: where it is going to run.
+        dtype: what it is going to compute in.
+
+    Raises:
+        UserError: it cannot have that attention there.
+    """
+    isolates = model.isolates_documents if isinstance(model, ReferenceModel) else model.config.isolates_documents
+    choice = choose_attention(model.causal_lm, isolates, wanted, device, dtype)
+    set_attention(model, choice.implementation)
+    return f"{'reference' if isinstance(model, ReferenceModel) else 'policy'} {choice}"
 
 
 def load_reference(

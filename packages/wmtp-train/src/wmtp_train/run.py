@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerFast
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, ReferenceModel, share_rows
 from wmtp_train.algorithm import Algorithm
-from wmtp_train.build_models import build_policy_from_settings, load_reference
+from wmtp_train.build_models import build_policy_from_settings, load_reference, use_attention
 from wmtp_train.checkpoint.run_checkpoints import check_keep_best, run_fingerprint
 from wmtp_train.data.batch import Batch
 from wmtp_train.data.loading import TRAIN, DataSpec, data_spec, load_sources, tokenizer_from_settings, with_scores
 from wmtp_train.data.source import BatchSource
-from wmtp_train.engines.deepspeed.config import read_deepspeed_config
+from wmtp_train.engines.deepspeed.config import compute_dtype, read_deepspeed_config
 from wmtp_train.engines.deepspeed.engine import shard_reference
 from wmtp_train.metrics.annotated_sample import annotate_sample, pick_sample
 from wmtp_train.metrics.held_out import evaluate
@@ -54,19 +54,31 @@ class Run:
     step: Step
 
     @classmethod
-    def open(cls, settings: Settings, algorithm: Algorithm, mesh: Mesh) -> "Run":
+    def open(cls, settings: Settings, algorithm: Algorithm, mesh: Mesh, dtype: torch.dtype | None = None) -> "Run":
         """Open a run. Every rank must call it; what fails on one rank fails on all of them, in one line.
+
+        Args:
+            settings: of the run.
+            algorithm: that `settings.algo` names.
+            mesh: the processes.
+            dtype: what the policy is going to compute in; None: what DeepSpeed's JSON says.
 
         Raises:
             UserError: whatever in settings, data or models the user can fix.
         """
         has_values = algorithm.value_objective is not None
 
+        def log_choice(line: str) -> None:
+            if mesh.is_first:
+                print(line, flush=True)
+
         def open_models() -> tuple[dict[str, Any], MtpForCausalLM, DataSpec]:
             config = read_deepspeed_config(settings.deepspeed_config, mesh.world)
             tokenizer = tokenizer_from_settings(settings)
             seed_everything(settings.seed)
             policy = build_policy_from_settings(settings, tokenizer, has_values)
+            computes_in = dtype or compute_dtype(config)
+            log_choice(use_attention(policy, settings.model.attention, mesh.device, computes_in))
             return config, policy, data_spec(settings, tokenizer, policy.config.text.vocab_size)
 
         what = "the run cannot be opened"
@@ -81,6 +93,9 @@ class Run:
             check_keep_best(settings, settings.data.evaluate)
             live = algorithm.needs_reference and settings.reference.scores is None
             reference = load_reference(settings, spec.tokenizer, spec.vocab_size) if live else None
+            if reference is not None:
+                dtype = reference.causal_lm.dtype
+                log_choice(use_attention(reference, settings.model.attention, mesh.device, dtype))
             check_length(settings, mesh.sequence.count)
             share_rows(policy, mesh.sequence)
             if reference is not None:

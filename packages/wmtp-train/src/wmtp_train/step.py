@@ -183,7 +183,9 @@ class Step:
     def _micro_batch(self, batch: Batch, number: int, valid: Tensor, valid_per_row: Tensor | None) -> MicroBatch:
         reference_ce = batch.reference_ce
         if reference_ce is None and self.reference is not None:
-            reference_ce = self.reference.token_losses(batch.input_ids, batch.position_ids, batch.document_ids)
+            reference_ce = self.reference.token_losses(
+                batch.input_ids, batch.position_ids, batch.document_ids, bounds=batch.bounds
+            )
         inputs = WeightingInputs(
             valid=valid,
             step=number,
@@ -204,6 +206,7 @@ class Step:
             attention_mask=batch.attention_mask,
             plan=plan,
             predict=predict,
+            bounds=batch.bounds,
         )
 
     @torch.no_grad()

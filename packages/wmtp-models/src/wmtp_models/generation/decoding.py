@@ -15,6 +15,7 @@ from wmtp_models.generation.result import Generation
 from wmtp_models.generation.rows import GeneratedSequence, context_length, start_sequences
 from wmtp_models.generation.sampling import Sampling, SpeculativeSampler
 from wmtp_models.policy import MtpForCausalLM
+from wmtp_models.trunk.attention import default_attention
 
 
 class Verifier(Protocol):
@@ -85,34 +86,35 @@ def generate(
     cache = RaggedCache(len(live), policy.device)
     fed, lengths = _pad_left(live, policy.device)
     verifier.start(len(live))
-    while live:
-        attention_mask, position_ids = cache.extend(lengths, fed.shape[1])
-        # Drafts may reach beyond the context; such ones are never accepted.
-        position_ids = position_ids.clamp(max=context_length(policy) - 1)
-        inputs = policy.forward_cached(fed, position_ids, attention_mask, cache.layers)
-        result.count_forward(len(live))
-        drafts = verifier.drafts.shape[1]
-        logits = to_logits(inputs.final[:, -1 - drafts :]).float()  # [B, d + 1, V]
-        accepted, following = verifier.verify(logits, live)  # [B], [B]
-        proposed = zip(live, verifier.drafts.tolist(), accepted.tolist(), following.tolist(), strict=True)
-        for row, drafted, n, token in proposed:
-            new = row.add([*drafted[:n], token])
-            result.count_tokens(row, drafts, n, len(new))
-            if on_tokens is not None:
-                on_tokens(row.number, new, row.ended)
-        going = torch.tensor([b for b, row in enumerate(live) if not row.ended], device=policy.device)  # [R]
-        live = [row for row in live if not row.ended]
-        if live:
-            verifier.start(len(live))
-            if speculate and len(policy.heads):
-                last = fed.shape[1] - 1 - drafts + accepted  # [B]
-                after = fed.roll(-1, dims=1).scatter(1, last.unsqueeze(1), following.unsqueeze(1))  # [B, Q]
-                policy.heads.draft(
-                    inputs, after, going, last[going], lambda states: verifier.propose(to_logits(states).float())
-                )
-            cache.keep(going, (drafts - accepted)[going])
-            fed = torch.cat([following[going].unsqueeze(-1), verifier.drafts], dim=-1)  # [R, H]
-            lengths = torch.full_like(going, fed.shape[1])
+    with default_attention(policy):
+        while live:
+            attention_mask, position_ids = cache.extend(lengths, fed.shape[1])
+            # Drafts may reach beyond the context; such ones are never accepted.
+            position_ids = position_ids.clamp(max=context_length(policy) - 1)
+            inputs = policy.forward_cached(fed, position_ids, attention_mask, cache.layers)
+            result.count_forward(len(live))
+            drafts = verifier.drafts.shape[1]
+            logits = to_logits(inputs.final[:, -1 - drafts :]).float()  # [B, d + 1, V]
+            accepted, following = verifier.verify(logits, live)  # [B], [B]
+            proposed = zip(live, verifier.drafts.tolist(), accepted.tolist(), following.tolist(), strict=True)
+            for row, drafted, n, token in proposed:
+                new = row.add([*drafted[:n], token])
+                result.count_tokens(row, drafts, n, len(new))
+                if on_tokens is not None:
+                    on_tokens(row.number, new, row.ended)
+            going = torch.tensor([b for b, row in enumerate(live) if not row.ended], device=policy.device)  # [R]
+            live = [row for row in live if not row.ended]
+            if live:
+                verifier.start(len(live))
+                if speculate and len(policy.heads):
+                    last = fed.shape[1] - 1 - drafts + accepted  # [B]
+                    after = fed.roll(-1, dims=1).scatter(1, last.unsqueeze(1), following.unsqueeze(1))  # [B, Q]
+                    policy.heads.draft(
+                        inputs, after, going, last[going], lambda states: verifier.propose(to_logits(states).float())
+                    )
+                cache.keep(going, (drafts - accepted)[going])
+                fed = torch.cat([following[going].unsqueeze(-1), verifier.drafts], dim=-1)  # [R, H]
+                lengths = torch.full_like(going, fed.shape[1])
     result.tie_forwards = verifier.tie_forwards
     return result
 

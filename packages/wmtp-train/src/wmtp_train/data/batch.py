@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import datasets
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from wmtp_models.trunk.packing_layout import DocumentBounds
 from wmtp_train.data.packed.prepared import PreparedData
 
 
@@ -37,6 +39,8 @@ class Batch:
     """int64 `[B, S]`, +p chosen, −p rejected, 0 neither."""
     attention_mask: Tensor | None = None
     """int64 `[B, S]`, 0 in the padding, which has no labels either; None: there is none."""
+    bounds: DocumentBounds | None = None
+    """Where `position_ids` restart, told on the host, which need not ask a device then; None: it has to."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copy it to a device; from pinned memory it does not wait."""
@@ -47,8 +51,11 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        if self.bounds is not None:
+            moved["bounds"] = replace(self.bounds, cu_seq_lens=function(self.bounds.cu_seq_lens))
+        return replace(self, **moved)
 
 
 def collate(rows: pa.Table, row_ids: np.ndarray, reference_ce: pa.Table | None = None) -> Batch:
@@ -76,6 +83,9 @@ def collate(rows: pa.Table, row_ids: np.ndarray, reference_ce: pa.Table | None =
         rewards=per_piece(flat["rewards"], np.float32) if "rewards" in flat else None,
         pairs=per_piece(flat["pairs"]) if "pairs" in flat else None,
         attention_mask=per_piece(flat["document_ids"] >= 0),
+        bounds=DocumentBounds(
+            torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)), int(lengths.max())
+        ),
     )
 
 

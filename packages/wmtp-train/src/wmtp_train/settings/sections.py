@@ -61,6 +61,9 @@ class ModelSettings(BaseModel):
     """Rank of the adapters of `train: lora`."""
     lora_alpha: int = Field(32, ge=1)
     """Adapters are scaled by lora_alpha / lora_rank."""
+    attention: Literal["auto", "sdpa", "flex", "flash"] = "auto"
+    """How attention is computed, the reference's too: by FlashAttention over rows laid end to end, by flex_attention's
+    blocks, or by torch's SDPA with a mask of B·S²; auto takes the first of them that device, dtype and family have."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: less memory, more time."""
 

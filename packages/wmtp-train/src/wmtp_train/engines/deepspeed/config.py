@@ -82,6 +82,17 @@ def read_deepspeed_config(path: Path, world_size: int) -> dict[str, Any]:
     return config
 
 
+def compute_dtype(config: dict[str, Any]) -> torch.dtype:
+    """Return what the layers of a policy compute in under a JSON that `read_deepspeed_config` returned."""
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if config.get(name, {}).get("enabled", False):
+            return dtype
+    autocast = config.get("torch_autocast", {})
+    if not autocast.get("enabled", False):
+        return torch.float32
+    return torch.float16 if autocast.get("dtype") == "float16" else torch.bfloat16
+
+
 def _check_precision(config: dict[str, Any], path: Path) -> None:
     enabled = {name: config.get(name, {}).get("enabled", False) for name in ("bf16", "fp16", "torch_autocast")}
     for name, value in enabled.items():
