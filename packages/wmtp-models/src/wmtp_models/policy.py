@@ -192,17 +192,13 @@ class MtpForCausalLM(PreTrainedModel):
     def _forward_heads(
         self, input_ids: Tensor, position_ids: Tensor | None, bounds: DocumentBounds | None = None
     ) -> list[Tensor]:
-        """Return the normed hidden states of every head, `[B, S, D]` each, in one forward of the trunk.
-
-        Where processes share rows they are those of this one's slice.
-        """
+        """Return the normed hidden states of every head in one forward of the trunk: of its slices, `[B, S/n, D]`."""
         layout = position_ids if self.config.isolates_documents else None
         rows = lay_out(self.slices, self.causal_lm.config._attn_implementation, input_ids, layout, bounds)
         with rows.known:  # Without a cache: with one, transformers lets packed documents see each other.
             inputs = self._forward_trunk(rows.input_ids, rows.position_ids, use_cache=False, **rows.kwargs)
             states = [inputs.final, *self.heads(inputs)]
-        length = input_ids.shape[1] // self.slices.count
-        return [state.view(-1, length, state.shape[-1]) for state in states]
+        return [state.view(-1, input_ids.shape[1] // self.slices.count, state.shape[-1]) for state in states]
 
     def _forward_trunk(self, input_ids: Tensor, position_ids: Tensor | None, **how: Any) -> HeadInputs:
         """Run the trunk, and return what its heads may read."""
