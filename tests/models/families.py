@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from attention_stand_ins import FLASH, stand_ins
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from wmtp_core import UserError
-from wmtp_models import MtpForCausalLM
+from wmtp_models import MtpForCausalLM, set_attention
+from wmtp_models.trunk.attention import fit_of_family
+from wmtp_models.trunk.packed_masks import FLEX
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 VOCABULARY, LONGEST, LENGTHS = 64, 20_000_000, (19, 13)
@@ -73,11 +76,13 @@ class Family(NamedTuple):
         name: of the class, or None where no small model of it could be built.
         rows: `packed`, `one document`, or None where it has no heads.
         reason: why not.
+        attention: what beside sdpa keeps packed documents apart.
     """
 
     name: str | None
     rows: str | None = None
     reason: str = ""
+    attention: str = ""
 
 
 def shrink(config: PreTrainedConfig) -> None:
@@ -154,8 +159,10 @@ def look(model_type: str) -> Family:
         return Family(None, None, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
     name = type(model).__name__
     expected = [plain_losses(model, ahead) for ahead in (1, 2)]
+    default = model.config._attn_implementation
     reasons: list[str] = []
     rows: list[str] = []
+    attention: list[str] = []
     for packing in (True, False):
         try:
             policy = MtpForCausalLM.wrap(model, 2, packing=packing).eval()
@@ -165,19 +172,36 @@ def look(model_type: str) -> Family:
         for head in (0, 1):  # head 1 begins as a copy of the last layer, and so with its predictions
             for ours, plain in zip(our_losses(policy, packing, head), expected[head], strict=True):
                 torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+        for kind in fitting_attention(model) if packing else []:
+            set_attention(policy, kind)
+            with stand_ins():
+                for head in (0, 1):
+                    for ours, plain in zip(our_losses(policy, packing, head), expected[head], strict=True):
+                        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+            set_attention(policy, default)
+            attention.append(kind)
         policy = MtpForCausalLM.wrap(model, 2, head_kind="sequential", packing=packing).eval()
         with torch.no_grad():
             alone = [policy(tokens[None]).ce[0, :-2, 1] for tokens in documents()]
         for together, by_itself in zip(our_losses(policy, packing, 1), alone, strict=True):
             torch.testing.assert_close(together, by_itself, rtol=1e-4, atol=1e-4)
         rows.append("packed" if packing else "one document")
-    return Family(name, rows[0] if rows else None, reasons[-1] if reasons else "")
+    names = ", ".join(kind.split("_")[0] for kind in attention)
+    return Family(name, rows[0] if rows else None, reasons[-1] if reasons else "", names)
+
+
+def fitting_attention(model: PreTrainedModel) -> list[str]:
+    """What a model could have on a GPU with FlashAttention 2, were its heads of a real size."""
+    fit = fit_of_family(model, True, {"dropout_p", "softcap"})
+    why_not = {FLEX: fit.why_not_flex, FLASH: fit.why_not_flash}
+    return [kind for kind, reason in why_not.items() if reason is None]
 
 
 def row_of(model_type: str, family: Family) -> str:
     """The row of the page's table."""
     rows = family.rows or ("none" if family.name else "not tried")
-    return f"| `{model_type}` | {family.name or ''} | {rows} | {family.reason.replace('|', ' ')} |"
+    reason = family.reason.replace("|", " ")
+    return f"| `{model_type}` | {family.name or ''} | {rows} | {family.attention} | {reason} |"
 
 
 def page() -> str:
@@ -211,14 +235,18 @@ those of a new `layer` head, which begins as a copy of the last layer. A `sequen
 each document alone. `tests/models/test_families.py` does so again and holds this page against what it finds;
 `python tests/models/families.py` writes the page.
 
+Attention is what `model.attention` can be beside `sdpa`, as far as the family decides. With these heads 0 and 1 were
+compared with the plain model too, on a CPU: flex_attention uncompiled, and in the place of FlashAttention a loop over
+the documents that it is told of.
+
 A family may have layers of several kinds, and the default ones were tried, where nothing else is said in that file. A
 model of other kinds is looked at when a run names it.
 
 A run that names a model which is refused ends with its reason. What has routers trains with the family's own auxiliary
 loss, or is refused where that is not known.
 
-| `model_type` | class | rows | why not packed, or not at all |
-|---|---|---|---|
+| `model_type` | class | rows | attention | why not packed, or not at all |
+|---|---|---|---|---|
 {rows}
 """
 

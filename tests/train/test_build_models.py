@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, load_tokenizer
-from wmtp_train.build_models import build_policy_from_settings, load_reference
+from wmtp_train.build_models import build_policy_from_settings, load_reference, use_attention
 from wmtp_train.engines.deepspeed.engine import shard_reference
 
 
@@ -24,6 +24,21 @@ def test_a_configuration_starts_a_policy_of_the_tokenizers_vocabulary(make_setti
     policy = build_policy_from_settings(make_settings(), tokenizer, value_head=False)
     assert policy.config.trunk.vocab_size == len(tokenizer)
     assert (policy.config.horizon, policy.value_head, policy.dtype) == (3, None, torch.float32)
+
+
+def test_attention_is_chosen_for_policy_and_reference(make_settings, tokenizer):
+    cpu = torch.device("cpu")
+    policy = build_policy_from_settings(make_settings(), tokenizer, value_head=False)
+    reference = load_reference(make_settings(reference={"dtype": "bfloat16"}), tokenizer)
+    assert use_attention(policy, "auto", cpu, torch.float32) == "policy attention: sdpa (what a cpu has)"
+    assert use_attention(reference, "sdpa", cpu, torch.bfloat16) == "reference attention: sdpa (as set)"
+    for model in (policy, reference):
+        line = use_attention(model, "auto", torch.device("cuda"), torch.float32)
+        assert (
+            "no flash: FlashAttention computes in bfloat16 or float16, and this is float32; no flex: its heads" in line
+        )
+        with pytest.raises(UserError, match=r"model.attention is flash.*does not run on a cpu; set auto or sdpa"):
+            use_attention(model, "flash", cpu, torch.bfloat16)
 
 
 def test_the_seed_alone_fixes_the_weights(make_settings, tokenizer):

@@ -1,11 +1,11 @@
 """Which of transformers' attention implementations a model runs with: the best that device, dtype and family allow."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -57,11 +57,18 @@ def choose_attention(
         return AttentionChoice(default, "as set" if default == "sdpa" else "the family has no sdpa")
     if wanted == "auto" and device.type != "cuda":
         return AttentionChoice(default, f"what a {device.type} has")
-    calls, unfit = _inspect(causal_lm, isolates_documents)
-    flash, why_not_flash = ("", unfit) if unfit else _flash(causal_lm, calls, device, dtype)
-    why_not_flex = unfit or _why_not_flex(causal_lm, calls, device)
-    if wanted in ("auto", "flash") and why_not_flash is None:
-        return AttentionChoice(flash, "as set" if wanted == "flash" else "rows end to end, without a mask")
+    flash, why_not_flash = _installed_flash(device, dtype)
+    fit = fit_of_family(causal_lm, isolates_documents, inspect.signature(flash.function).parameters if flash else ())
+    widest, narrowest = max(fit.widths, default=0), min(fit.widths, default=0)
+    why_not_flash = why_not_flash or fit.why_not_flash
+    if why_not_flash is None and widest > _LARGEST_FLASH_HEAD:
+        why_not_flash = f"its heads have {widest} dimensions, and FlashAttention has at most {_LARGEST_FLASH_HEAD}"
+    why_not_flex = None if device.type == "cuda" else f"flex_attention has no backward on a {device.type}"
+    why_not_flex = why_not_flex or fit.why_not_flex
+    if why_not_flex is None and narrowest < _SMALLEST_FLEX_HEAD:
+        why_not_flex = f"its heads have {narrowest} dimensions, and flex_attention needs {_SMALLEST_FLEX_HEAD}"
+    if flash and wanted in ("auto", "flash") and why_not_flash is None:
+        return AttentionChoice(flash.name, "as set" if wanted == "flash" else "rows end to end, without a mask")
     if wanted in ("auto", "flex") and why_not_flex is None:
         return AttentionChoice(FLEX, "as set" if wanted == "flex" else f"by blocks; no flash: {why_not_flash}")
     if wanted == "auto":
@@ -77,64 +84,69 @@ def _default(causal_lm: PreTrainedModel) -> str:
     return "sdpa" if causal_lm._supports_sdpa else "eager"
 
 
-def _inspect(causal_lm: PreTrainedModel, isolates_documents: bool) -> tuple[list[AttentionCall], str | None]:
-    """Return what reaches a model's attention, and why neither flex nor flash would compute what it computes."""
+@dataclass(frozen=True)
+class FamilyFit:
+    """Which attention would compute what a family's own code computes, on a device that has all.
+
+    Attributes:
+        why_not_flex: why flex_attention would not; None: it would.
+        why_not_flash: likewise.
+        widths: dimensions of each layer's heads, where they could be told.
+    """
+
+    why_not_flex: str | None
+    why_not_flash: str | None
+    widths: tuple[int, ...] = ()
+
+
+def fit_of_family(causal_lm: PreTrainedModel, isolates_documents: bool, flash_parameters: Collection[str]) -> FamilyFit:
+    """Look at what reaches a model's attention function.
+
+    Args:
+        causal_lm: the model; its weights are not read.
+        isolates_documents: see `choose_attention`.
+        flash_parameters: what the FlashAttention in question knows.
+    """
     if not isolates_documents:
-        return [], "it lets packed documents see each other"
+        return _fits_neither("it lets packed documents see each other")
     try:
         calls = record_attention_calls(causal_lm)
     except Exception as error:  # each family fails in a way of its own where it cannot be traced
-        return [], f"its attention cannot be looked into ({one_line(error)})"
+        return _fits_neither(f"its attention cannot be looked into ({one_line(error)})")
+    unfit = _unfit_for_both(causal_lm, calls)
+    return FamilyFit(
+        unfit or _unfit_for_flex(causal_lm, calls),
+        unfit or _unfit_for_flash(causal_lm, calls, flash_parameters),
+        tuple(call.width for call in calls),
+    )
+
+
+def _fits_neither(reason: str) -> FamilyFit:
+    return FamilyFit(reason, reason)
+
+
+def _unfit_for_both(causal_lm: PreTrainedModel, calls: list[AttentionCall]) -> str | None:
     if len(calls) != causal_lm.config.get_text_config().num_hidden_layers:
-        return calls, "not every layer calls transformers' attention interface, once"
+        return "not every layer calls transformers' attention interface, once"
     if any(call.own_mask for call in calls):
-        return calls, "it makes masks of its own"
+        return "it makes masks of its own"
     for name, what in (("s_aux", "attention sinks"), ("position_bias", "a bias by position")):
         if any(call.given.get(name) is not None for call in calls):
-            return calls, f"it has {what}"
-    return calls, None
-
-
-def _why_not_flex(causal_lm: PreTrainedModel, calls: list[AttentionCall], device: torch.device) -> str | None:
-    if not causal_lm._supports_flex_attn:
-        return "transformers has no flex_attention for the family"
-    if device.type != "cuda":
-        return f"flex_attention has no backward on a {device.type}"
-    if _drops_out(calls):
-        return "it has attention dropout, which flex_attention has not"
-    if (width := min(call.width for call in calls)) < _SMALLEST_FLEX_HEAD:
-        return f"its heads have {width} dimensions, and flex_attention needs {_SMALLEST_FLEX_HEAD}"
+            return f"it has {what}"
     return None
 
 
-def _flash(
-    causal_lm: PreTrainedModel, calls: list[AttentionCall], device: torch.device, dtype: torch.dtype
-) -> tuple[str, str | None]:
-    """Return the FlashAttention that is installed, and why the model cannot have it."""
+def _unfit_for_flex(causal_lm: PreTrainedModel, calls: list[AttentionCall]) -> str | None:
+    if not causal_lm._supports_flex_attn:
+        return "transformers has no flex_attention for the family"
+    if _drops_out(calls):
+        return "it has attention dropout, which flex_attention has not"
+    return None
+
+
+def _unfit_for_flash(causal_lm: PreTrainedModel, calls: list[AttentionCall], parameters: Collection[str]) -> str | None:
     if not causal_lm._supports_flash_attn:
-        return "", "transformers has no FlashAttention for the family"
-    if device.type != "cuda":
-        return "", f"FlashAttention does not run on a {device.type}"
-    if dtype not in (torch.bfloat16, torch.float16):
-        return "", f"FlashAttention computes in bfloat16 or float16, and this is {str(dtype).removeprefix('torch.')}"
-    name, function = _installed_flash(device)
-    if function is None:
-        return "", "neither flash-attn nor flash-attn-3 is installed for this device"
-    return name, _unfit_for_flash(calls, inspect.signature(function).parameters)
-
-
-def _installed_flash(device: torch.device) -> tuple[str, Any]:
-    """Return transformers' name of the newest FlashAttention that is installed, and its function for packed rows."""
-    major, _ = torch.cuda.get_device_capability(device)
-    if major >= 9 and is_flash_attn_3_available():
-        return "flash_attention_3", import_module("flash_attn_interface").flash_attn_varlen_func
-    if major >= 8 and is_flash_attn_2_available():
-        return "flash_attention_2", import_module("flash_attn").flash_attn_varlen_func
-    return "", None
-
-
-def _unfit_for_flash(calls: list[AttentionCall], parameters: Any) -> str | None:
-    """Return why a FlashAttention with some parameters would compute something else than the model."""
+        return "transformers has no FlashAttention for the family"
     if any(call.given.get(name) is None for call in calls for name in ("cu_seq_lens_q", "max_length_k")):
         return "it does not hand on where documents begin"
     if any(call.given.get("sliding_window") != call.masked_to for call in calls):
@@ -143,13 +155,32 @@ def _unfit_for_flash(calls: list[AttentionCall], parameters: Any) -> str | None:
         return "it soft-caps its attention, which this FlashAttention does not"
     if _drops_out(calls) and "dropout_p" not in parameters:
         return "it has attention dropout, which this FlashAttention has not"
-    if (width := max(call.width for call in calls)) > _LARGEST_FLASH_HEAD:
-        return f"its heads have {width} dimensions, and FlashAttention has at most {_LARGEST_FLASH_HEAD}"
     return None
 
 
 def _drops_out(calls: list[AttentionCall]) -> bool:
     return any(call.given.get("dropout") for call in calls)
+
+
+class _Flash(NamedTuple):
+    """A FlashAttention: transformers' name of it, and its function for packed rows."""
+
+    name: str
+    function: Any
+
+
+def _installed_flash(device: torch.device, dtype: torch.dtype) -> tuple[_Flash | None, str | None]:
+    """Return the newest FlashAttention that is installed, or why there is none for this device and dtype."""
+    if device.type != "cuda":
+        return None, f"FlashAttention does not run on a {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return None, f"FlashAttention computes in bfloat16 or float16, and this is {str(dtype).removeprefix('torch.')}"
+    major, _ = torch.cuda.get_device_capability(device)
+    if major == 9 and is_flash_attn_3_available():
+        return _Flash("flash_attention_3", import_module("flash_attn_interface").flash_attn_varlen_func), None
+    if major >= 8 and is_flash_attn_2_available():
+        return _Flash("flash_attention_2", import_module("flash_attn").flash_attn_varlen_func), None
+    return None, "neither flash-attn nor flash-attn-3 is installed for this device"
 
 
 @contextmanager

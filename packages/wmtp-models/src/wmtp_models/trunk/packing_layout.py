@@ -95,11 +95,11 @@ def lay_out_rows(
     known: AbstractContextManager[None] = nullcontext()
     if position_ids is None:
         known = known_packing(False)
+    elif implementation == FLEX:
+        known = known_packing(True)  # whether they are or not: another mask function would be another kernel
     elif bounds is not None:
         # Where each row is one document, SDPA needs no mask and rounds otherwise than with one.
         known = known_packing(len(bounds.cu_seq_lens) - 1 > rows)
-    elif implementation == FLEX:
-        known = known_packing(True)
     return TrunkRows(input_ids, position_ids, {}, known)
 
 
