@@ -48,10 +48,11 @@ def train(settings: Settings, mesh: Mesh) -> dict[str, Any]:
             metrics.append(values)
 
     MetricAccumulator.add, Monitor.write = witness, read
-    trainer_class(settings.algo)(settings, mesh).train()
+    trainer = trainer_class(settings.algo)(settings, mesh)
+    trainer.train()
     MetricAccumulator.add = add
     mine = [torch.stack(micro_batches) for micro_batches in zip(*seen, strict=True)]
-    ranks: list[list[Tensor]] = mesh.all_gather_object(mine)
+    ranks: list[list[Tensor]] = mesh.all_gather_object(mine)[:: trainer.run.mesh.sequence.count]
     # In the order in which rows are assigned: [micro-batches, ranks, m, …] → [rows of all steps, …]
     rows = [torch.stack(parts, dim=1).flatten(0, 2) for parts in zip(*ranks, strict=True)]
     weights = load_file(settings.output_dir / "model/model.safetensors")

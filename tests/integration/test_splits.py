@@ -4,8 +4,8 @@ Every run is the whole product on the same 5 steps of 16 rows, and is held again
 The rows are as uneven as they get: some have no target at all, so that there are ranks without any.
 
 The two scopes of rho1-wmtp go through all 36 splits with untied embeddings. Every other rule goes through 12 of them,
-tied and untied by turns, in which each pair of values of stage, world, accumulation and tying occurs. Only what pytest
-was asked for is trained: `-k critic` takes seconds.
+tied and untied by turns, in which each pair of values of stage, world, accumulation and tying occurs. Then there are
+splits of rows: processes that share them. Only what pytest was asked for is trained: `-k critic` takes seconds.
 """
 
 import json
@@ -38,8 +38,14 @@ RULES: dict[str, dict[str, Any]] = {
     "sequential-shared": {"algo": "rho1-wmtp", "selection": {"scope": "sequence"}, "head_kind": "sequential"},
     "sequential-each": {"algo": "critic-wmtp", "critic": CRITIC, "head_kind": "sequential", "shared_module": False},
 }
+WITH_SHARED_ROWS: dict[str, dict[str, Any]] = {
+    "recomputed": {"algo": "mtp-baseline", "gradient_checkpointing": True},
+    "mlp": {"algo": "rho1-wmtp", "selection": {"scope": "sequence"}, "head_kind": "mlp"},
+    "linear": {"algo": "random", "head_kind": "linear"},
+}
 # What compares over a micro-batch gives the same for every world size, but not for every accumulation.
-OVER_MICRO_BATCHES = {"batch", "batch-selected", "critic-exp"}
+OVER_MICRO_BATCHES = {"batch", "batch-selected", "critic-exp", "linear"}
+OF_MODEL = ("head_kind", "shared_module", "gradient_checkpointing")
 TIMES = {"train/step_seconds", "train/tokens_per_second"}
 
 
@@ -51,15 +57,17 @@ class Split(NamedTuple):
     stage: int
     world: int
     accumulation: int
+    sharing: int = 1
 
     def alone(self) -> "Split":
         """The run of one process at stage 0 that this one has to agree with."""
         accumulation = self.accumulation if self.rule in OVER_MICRO_BATCHES else 1
-        return self._replace(stage=0, world=1, accumulation=accumulation)
+        return self._replace(stage=0, world=1, accumulation=accumulation, sharing=1)
 
     def __str__(self) -> str:
         tied = "tied" if self.tied else "untied"
-        return f"{self.rule}-{tied}-stage{self.stage}-world{self.world}-accumulation{self.accumulation}"
+        shared = f"-sharing{self.sharing}" if self.sharing > 1 else ""
+        return f"{self.rule}-{tied}-stage{self.stage}-world{self.world}-accumulation{self.accumulation}{shared}"
 
 
 Runs = Callable[[Split], dict[str, Any]]
@@ -68,7 +76,23 @@ PAIRWISE = [
     ((s + w) % 2 == 0, STAGES[s], WORLDS[w], ACCUMULATIONS[(s + w) % 3])
     for s, w in product(range(len(STAGES)), range(len(WORLDS)))
 ]
+SHARED = [
+    *(Split("sequence", False, stage, 2, 2, sharing=2) for stage in STAGES),
+    Split("sequence-selected", True, 3, 4, 1, sharing=2),
+    Split("batch", False, 1, 2, 2, sharing=2),
+    Split("batch", True, 2, 4, 2, sharing=2),
+    Split("batch-selected", False, 3, 4, 1, sharing=2),
+    Split("baseline", False, 1, 4, 1, sharing=4),
+    Split("recomputed", True, 3, 4, 2, sharing=4),
+    Split("critic", False, 2, 4, 1, sharing=4),
+    Split("critic-exp", True, 3, 4, 1, sharing=2),
+    Split("sequential-shared", False, 3, 2, 1, sharing=2),
+    Split("sequential-each", True, 1, 4, 1, sharing=4),
+    Split("mlp", False, 1, 2, 1, sharing=2),
+    Split("linear", False, 3, 4, 1, sharing=2),
+]
 SPLITS = [Split(rule, *split) for rule in RULES for split in (ALL if rule in ("sequence", "batch") else PAIRWISE)]
+SPLITS += SHARED
 
 
 def uneven_documents() -> list[dict[str, Any]]:
@@ -90,15 +114,15 @@ def uneven_documents() -> list[dict[str, Any]]:
 
 def settings_of(split: Split, folder: Path, home: Path) -> dict[str, Any]:
     llama = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": split.tied}
-    rule = dict(RULES[split.rule])
-    of_model = {name: rule.pop(name) for name in ("head_kind", "shared_module") if name in rule}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": split.tied}
+    rule = dict((RULES | WITH_SHARED_ROWS)[split.rule])
+    of_model = {name: rule.pop(name) for name in OF_MODEL if name in rule}
     return {
         "steps": STEPS,
         "log_every": 1,
         "seed": SEED,
         "output_dir": str(folder / str(split)),
-        "deepspeed_config": str(folder / f"stage{split.stage}-accumulation{split.accumulation}.json"),
+        "deepspeed_config": str(folder / f"{split.stage}-{split.accumulation}-{split.sharing}.json"),
         "data": {
             "train": [str(folder / "train.jsonl")],
             "tokenizer": str(home / "tokenizer"),
@@ -119,10 +143,10 @@ def runs(
     """Trains what the tests ask for, all at once; what each run saw and became: see split_runs.py."""
     folder = tmp_path_factory.mktemp("splits")
     (folder / "train.jsonl").write_text("".join(json.dumps(document) + "\n" for document in uneven_documents()))
-    for stage, accumulation in product(STAGES, ACCUMULATIONS):
+    for stage, accumulation, sharing in product(STAGES, ACCUMULATIONS, WORLDS):
         batch = {"train_batch_size": ROWS, "gradient_accumulation_steps": accumulation, "gradient_clipping": 0.0}
-        config = {**batch, "zero_optimization": {"stage": stage}}
-        (folder / f"stage{stage}-accumulation{accumulation}.json").write_text(json.dumps(config))
+        config = {**batch, "zero_optimization": {"stage": stage}, "sequence_parallel_size": sharing}
+        (folder / f"{stage}-{accumulation}-{sharing}.json").write_text(json.dumps(config))
     items = [item for item in request.session.items if item.path == request.path]
     asked = [split for item in items for split in item.callspec.params.values()]
     planned: dict[int, dict[str, Any]] = {world: {} for world in WORLDS}

@@ -6,6 +6,7 @@ from wmtp_models.loading import build_policy, load_causal_lm, load_policy, load_
 from wmtp_models.output import MtpOutput
 from wmtp_models.policy import MtpForCausalLM
 from wmtp_models.reference import ReferenceModel, require_same_tokenizer, weights_fingerprint
+from wmtp_models.splitting import share_rows
 from wmtp_models.training.freezing import train_later_heads
 from wmtp_models.training.lora import add_adapters, merge_adapters
 from wmtp_models.trunk.attention import choose_attention
@@ -33,6 +34,7 @@ __all__ = [
     "merge_adapters",
     "require_same_tokenizer",
     "set_attention",
+    "share_rows",
     "stop_tokens",
     "train_later_heads",
     "weights_fingerprint",

@@ -20,10 +20,12 @@ from wmtp_models.heads import KINDS, ParallelHeads
 from wmtp_models.heads.base import HeadInputs
 from wmtp_models.output import MtpOutput
 from wmtp_models.trunk.capture import capture_call
-from wmtp_models.trunk.packing_layout import DocumentBounds, infer_layout, lay_out_rows
+from wmtp_models.trunk.packing_layout import DocumentBounds, infer_layout
 from wmtp_models.trunk.parts import trunk_parts
 from wmtp_models.trunk.probe import require_wrappable
 from wmtp_models.trunk.router_loss import find_router_loss
+from wmtp_models.trunk.row_slices import HintOfSlices, Slices, WholeRows
+from wmtp_models.trunk.sequence_parallel import lay_out
 from wmtp_models.value_head import ValueHead
 
 
@@ -52,6 +54,7 @@ class MtpForCausalLM(PreTrainedModel):
         self.trunk = parts = trunk_parts(causal_lm)
         self.heads = KINDS[config.head_kind].beside(parts, config)
         self.router_loss = find_router_loss(causal_lm)
+        self.slices: Slices = WholeRows()
         self.value_head: ValueHead | None = None
         if config.value_head:
             self.add_value_head()
@@ -129,6 +132,8 @@ class MtpForCausalLM(PreTrainedModel):
     ) -> MtpOutput:
         """Compute the losses of all heads at all positions.
 
+        Where processes share rows (`slices`) each is given whole ones, computes its slice, and returns the whole.
+
         Documents packed into a row do not see each other: give `document_ids`, or `position_ids` that restart at each
         document, or both. A trunk that cannot keep them apart (`MtpConfig.isolates_documents`) is given neither: a row
         of its is one document, and padding on the right.
@@ -152,18 +157,23 @@ class MtpForCausalLM(PreTrainedModel):
         values = None
         if self.value_head is not None:
             values = self.value_head(states[0] if self.config.value_gradient_to_trunk else states[0].detach())
+            values = self.slices.join(values)
         hint = None if plan is None else plan.hint(None if values is None else values.detach())
         # The weight is used in here and nowhere else, so that ZeRO-3 gathers it around this forward and its backward.
         weight = self.trunk.weight
         frozen = not (weight.requires_grad or states[0].requires_grad)  # head 0 and all below it
         if hint is not None and frozen:
             hint = replace(hint, per_head=pad(hint.per_head[1:], (1, 0)))
+        if hint is not None:
+            hint = replace(hint, weights=HintOfSlices(hint.weights, self.slices, input_ids.shape[1]))
+        targets = self.slices.part(targets)
         hidden = torch.stack(states, dim=2)  # [B, S, H, D]
         flat, transform = hidden.flatten(0, 2), self.trunk.transform
         ce = linear_cross_entropy(flat, weight, targets.flatten(), hint=hint, transform=transform).view_as(targets)
+        ce = self.slices.join(ce)
         if frozen:  # or losses of head 0 would cost gradients that lead nowhere
             ce = torch.cat([ce[..., :1].detach(), ce[..., 1:]], dim=-1)
-        predicted = linear_argmax(flat, weight, transform).view_as(targets) if predict else None
+        predicted = self.slices.join(linear_argmax(flat, weight, transform).view_as(targets)) if predict else None
         auxiliary = None if self.router_loss is None else self.router_loss(router_logits, attention_mask)
         return MtpOutput(ce=ce, valid=valid, values=values, predicted=predicted, auxiliary_loss=auxiliary)
 
@@ -177,27 +187,28 @@ class MtpForCausalLM(PreTrainedModel):
         """Return the logits of all heads, float32 `[B, S, H, V]`, for inference and tests; arguments as `forward`'s."""
         position_ids, _ = infer_layout(position_ids, document_ids, attention_mask)
         hidden = torch.stack(self._forward_heads(input_ids, position_ids), dim=2)  # [B, S, H, D]
-        return self.trunk.logits(hidden).float()
+        return self.slices.join(self.trunk.logits(hidden).float())
 
     def _forward_heads(
         self, input_ids: Tensor, position_ids: Tensor | None, bounds: DocumentBounds | None = None
     ) -> list[Tensor]:
-        """Return the normed hidden states of every head, `[B, S, D]` each, in one forward of the trunk."""
+        """Return the normed hidden states of every head in one forward of the trunk: of its slices, `[B, S/n, D]`."""
         layout = position_ids if self.config.isolates_documents else None
-        rows = lay_out_rows(self.causal_lm.config._attn_implementation, input_ids, layout, bounds)
+        rows = lay_out(self.slices, self.causal_lm.config._attn_implementation, input_ids, layout, bounds)
         with rows.known:  # Without a cache: with one, transformers lets packed documents see each other.
             inputs = self._forward_trunk(rows.input_ids, rows.position_ids, use_cache=False, **rows.kwargs)
             states = [inputs.final, *self.heads(inputs)]
-        return [state.view(*input_ids.shape, -1) for state in states]
+        return [state.view(-1, input_ids.shape[1] // self.slices.count, state.shape[-1]) for state in states]
 
     def _forward_trunk(self, input_ids: Tensor, position_ids: Tensor | None, **how: Any) -> HeadInputs:
         """Run the trunk, and return what its heads may read."""
+        part = self.slices.part
         if position_ids is not None:
-            how["position_ids"] = position_ids
+            how["position_ids"] = part(position_ids)
         with capture_call(self.trunk.layers[self.heads.called_as]) as calls:
-            output = self.causal_lm.base_model(input_ids=input_ids, **how)
+            output = self.causal_lm.base_model(input_ids=part(input_ids), **how)
         embedding = self.causal_lm.get_input_embeddings()
-        return HeadInputs(calls[0], output.last_hidden_state, input_ids, position_ids, embedding, self.trunk.norm)
+        return HeadInputs(calls[0], output.last_hidden_state, input_ids, position_ids, embedding, self.trunk.norm, part)
 
     def _capture_routers(self) -> Any:
         """Note the routers' logits of the forward in here, where they are needed."""

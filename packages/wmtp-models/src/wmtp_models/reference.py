@@ -13,9 +13,11 @@ from wmtp_core import UserError, linear_cross_entropy, mtp_targets
 from wmtp_models.formats import consolidated
 from wmtp_models.hf_loading import resolve_source
 from wmtp_models.loading import load_causal_lm, load_tokenizer
-from wmtp_models.trunk.packing_layout import DocumentBounds, infer_layout, lay_out_rows
+from wmtp_models.trunk.packing_layout import DocumentBounds, infer_layout
 from wmtp_models.trunk.parts import trunk_parts
 from wmtp_models.trunk.probe import require_wrappable
+from wmtp_models.trunk.row_slices import Slices, WholeRows
+from wmtp_models.trunk.sequence_parallel import lay_out
 
 
 class ReferenceModel(nn.Module):
@@ -26,6 +28,7 @@ class ReferenceModel(nn.Module):
         self.isolates_documents = require_wrappable(causal_lm, packing)
         self.trunk = trunk_parts(causal_lm)
         self.causal_lm = causal_lm.requires_grad_(False)
+        self.slices: Slices = WholeRows()
         self.eval()
 
     @classmethod
@@ -76,14 +79,15 @@ class ReferenceModel(nn.Module):
         position_ids, document_ids = infer_layout(position_ids, document_ids, attention_mask)
         targets, _ = mtp_targets(input_ids, 1, attention_mask, document_ids)  # [B, S, 1]
         layout = position_ids if self.isolates_documents else None
-        rows = lay_out_rows(self.causal_lm.config._attn_implementation, input_ids, layout, bounds)
-        how = rows.kwargs if rows.position_ids is None else rows.kwargs | {"position_ids": rows.position_ids}
+        part = self.slices.part
+        rows = lay_out(self.slices, self.causal_lm.config._attn_implementation, input_ids, layout, bounds)
+        how = rows.kwargs if rows.position_ids is None else rows.kwargs | {"position_ids": part(rows.position_ids)}
         with rows.known:
-            output = self.causal_lm.base_model(input_ids=rows.input_ids, use_cache=False, **how)
-        hidden = output.last_hidden_state  # [B, S, D], or [1, B·S, D]
+            output = self.causal_lm.base_model(input_ids=part(rows.input_ids), use_cache=False, **how)
+        hidden, targets = output.last_hidden_state, part(targets.squeeze(-1))  # [B, S, D] or [1, B·S, D]; [B, S]
         weight, transform = self.trunk.weight, self.trunk.transform
         ce = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), transform=transform)
-        ce = ce.view_as(input_ids)
+        ce = self.slices.join(ce.view_as(targets))
         return nn.functional.pad(ce[:, :-1], (1, 0))  # from the position that predicts to the token predicted
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from wmtp_core import UserError
-from wmtp_models import MtpForCausalLM, ReferenceModel
+from wmtp_models import MtpForCausalLM, ReferenceModel, share_rows
 from wmtp_train.algorithm import Algorithm
 from wmtp_train.build_models import build_policy_from_settings, load_reference, use_attention
 from wmtp_train.checkpoint.run_checkpoints import check_keep_best, run_fingerprint
@@ -83,6 +83,7 @@ class Run:
 
         what = "the run cannot be opened"
         config, policy, spec = run_on_all_ranks(mesh, open_models, what, START_AGAIN)
+        mesh = mesh.share_rows(config["sequence_parallel_size"])
         sources = load_sources(spec, mesh)
         if algorithm.needs_reference:
             sources = with_scores(sources, settings, mesh)
@@ -95,6 +96,10 @@ class Run:
             if reference is not None:
                 dtype = reference.causal_lm.dtype
                 log_choice(use_attention(reference, settings.model.attention, mesh.device, dtype))
+            check_length(settings, mesh.sequence.count)
+            share_rows(policy, mesh.sequence)
+            if reference is not None:
+                share_rows(reference, mesh.sequence)
             step = Step(
                 policy,
                 algorithm.weighting(settings, mesh),
@@ -133,7 +138,7 @@ class Run:
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step sees over all ranks, padding included."""
-        return self.micro_batch * self.accumulation * self.mesh.world * self.train.sequence_length
+        return self.micro_batch * self.accumulation * self.mesh.data_world * self.train.sequence_length
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -167,6 +172,24 @@ class Run:
         for batch in source.held_out_batches(self.mesh, self.micro_batch, self.settings.data.evaluation_rows):
             raise_if_preempted(self.mesh)
             yield batch.to(self.mesh.device)
+
+
+def check_length(settings: Settings, sharing: int) -> None:
+    """Refuse rows that cannot be cut into equal slices.
+
+    Args:
+        settings: of the run.
+        sharing: how many processes share a row.
+
+    Raises:
+        UserError: `sharing` does not divide their length.
+    """
+    length = settings.data.sequence_length
+    if length % sharing:
+        raise UserError(
+            f"data.sequence_length is {length}, which sequence_parallel_size {sharing} does not divide; "
+            "make it a multiple"
+        )
 
 
 def head_coefficients(settings: Settings, mesh: Mesh) -> Tensor | None:

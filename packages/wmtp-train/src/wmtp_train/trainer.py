@@ -25,7 +25,7 @@ class BaseWmtpTrainer:
 
     def __init__(self, settings: Settings, mesh: Mesh) -> None:
         self.run = Run.open(settings, self.algorithm, mesh)
-        engine = ZeroEngine(self.run.policy, self.run.engine_config, settings.optimizer, settings.steps, mesh)
+        engine = ZeroEngine(self.run.policy, self.run.engine_config, settings.optimizer, settings.steps, self.run.mesh)
         self.loop = Loop(self.run, engine)
 
     def train(self) -> dict[str, float]:

@@ -86,6 +86,21 @@ REFUSED = [
     ({"torch_autocast": {"enabled": "auto"}}, "torch_autocast.enabled is 'auto'; give true or false"),
     ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "float16 is not for ZeRO stage 0"),
     ({"zero_optimization": 2}, "zero_optimization"),
+    ({"zero_optimization": {"stage": 3, "zero_hpz_partion_size": 2}}, "zero_optimization.zero_hpz_partion_size: Extra"),
+    ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "mics_shard_size: DeepSpeed has no MiCS any more"),
+    ({"zero_optimization": {"stage": 2, "zero_hpz_partition_size": 2}}, "zero_hpz_partition_size is for ZeRO stage 3"),
+    ({"zero_optimization": {"stage": 1, "zero_quantized_weights": True}}, "zero_quantized_weights is for ZeRO stage 3"),
+    ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 0}}, "is 0, which does not divide 1 processes"),
+    ({"torch_autocast": {"enabled": True, "dtipe": "bfloat16"}}, "torch_autocast.dtipe is not used; choose of dtype"),
+    ({"torch_autocast": {"enabled": True}}, "torch_autocast.dtype is None; give bfloat16 or float16"),
+    ({"torch_autocast": {"enabled": True, "dtype": "float32"}}, "torch_autocast.dtype is 'float32'; give"),
+    ({"torch_autocast": {"enabled": True, "dtype": "half"}}, "float16 is not for ZeRO stage 0"),
+    (
+        {"torch_autocast": {"enabled": True, "dtype": "bf16", "lower_precision_safe_modules": ["torch.nn.Liner"]}},
+        "there is no class 'torch.nn.Liner'; give a list of names like torch.nn.Linear",
+    ),
+    ({"sequence_parallel_size": 2}, "sequence_parallel_size is 2, which does not divide 1 processes"),
+    ({"sequence_parallel_size": 0}, "sequence_parallel_size is 0; give a whole number"),
 ]
 
 
@@ -94,6 +109,39 @@ def test_a_configuration_that_would_train_something_else_is_refused_in_one_line(
     path = config_file(content)
     with pytest.raises(UserError, match=rf"deepspeed_config {path}: .*{problem}"):
         read_deepspeed_config(path, world_size=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+@pytest.mark.parametrize("what", ["weights", "nontrainable_weights", "gradients"])
+def test_quantized_communication_is_refused_on_a_cpu(config_file, what):
+    path = config_file({"zero_optimization": {"stage": 3, f"zero_quantized_{what}": True}})
+    with pytest.raises(UserError, match=f"zero_optimization.zero_quantized_{what} needs CUDA kernels; remove it"):
+        read_deepspeed_config(path, world_size=1)
+
+
+def test_quantized_communication_is_accepted_on_a_gpu_unless_it_meets_autocast(config_file, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    zero = {"stage": 3, "zero_quantized_weights": True, "zero_quantized_gradients": True}
+    assert read_deepspeed_config(config_file({"zero_optimization": zero}), 1)["zero_optimization"] == zero
+    both = {"zero_optimization": zero, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+    with pytest.raises(UserError, match="zero_quantized_weights does not go with torch_autocast; keep one"):
+        read_deepspeed_config(config_file(both), 1)
+
+
+@pytest.mark.parametrize(("size", "world"), [(2, 4), (4, 4), (8, 4), (1, 3)])
+def test_hierarchical_partitions_divide_the_processes_or_hold_them_all(config_file, size, world):
+    path = config_file({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": size}})
+    assert read_deepspeed_config(path, world)["zero_optimization"]["zero_hpz_partition_size"] == size
+    with pytest.raises(UserError, match=r"zero_hpz_partition_size is 2, which does not divide 3 processes; give the"):
+        read_deepspeed_config(config_file({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}), 3)
+
+
+def test_batch_sizes_count_processes_with_rows_of_their_own(config_file):
+    content = {"sequence_parallel_size": 2, "train_batch_size": 8, "gradient_accumulation_steps": 2}
+    config = read_deepspeed_config(config_file(content), 4)
+    assert tuple(config[name] for name in NAMES) == (8, 2, 2)
+    with pytest.raises(UserError, match=r"train_batch_size 8 is not .* 1 × .* 2 × 2 processes with rows of their own"):
+        read_deepspeed_config(config_file({**content, "train_micro_batch_size_per_gpu": 1}), 4)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")

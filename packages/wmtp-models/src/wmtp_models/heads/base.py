@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from wmtp_models.trunk.capture import LayerCall
 from wmtp_models.trunk.parts import TrunkParts
+from wmtp_models.trunk.row_slices import WholeRows
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,11 @@ class HeadInputs:
     Attributes:
         last_layer: the call of the trunk's last layer, or of the one that the heads name in `called_as`.
         final: `[B, S, D]`, the trunk's final hidden state, normed: what head 0 predicts from.
-        input_ids: int64 `[B, S]`.
+        input_ids: int64 `[B, S]`, of whole rows.
         position_ids: int64 `[B, S]`, which restart at each document; None: a row is one document.
         embedding: the input embedding.
         norm: the final norm.
+        part: from what is known of whole rows to the tokens that this process computes, see `trunk.row_slices`.
     """
 
     last_layer: LayerCall
@@ -32,6 +34,7 @@ class HeadInputs:
     position_ids: Tensor | None
     embedding: nn.Module
     norm: nn.Module
+    part: Callable[[Tensor], Tensor] = WholeRows().part
 
 
 Propose = Callable[[Tensor], Tensor]

@@ -110,7 +110,7 @@ class SequentialHeads(Heads):
         states, hidden = [], inputs.final
         for depth in range(1, self.depths + 1):
             ahead = tokens_ahead(inputs.input_ids, inputs.position_ids, depth)
-            hidden = self._module(depth)(inputs.embedding(ahead), hidden, inputs.last_layer)
+            hidden = self._module(depth)(inputs.embedding(inputs.part(ahead)), hidden, inputs.last_layer)
             states.append(hidden)
         return states
 

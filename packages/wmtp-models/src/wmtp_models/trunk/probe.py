@@ -46,10 +46,10 @@ def require_wrappable(causal_lm: PreTrainedModel, packing: bool = True) -> bool:
         causal_lm.train(was_training)
     hidden = parts.norm(seen[0])
     fits = hidden.shape[-1] == parts.unembedding.in_features
-    same = torch.equal if parts.transform.is_identity else _equal
+    same = torch.equal if parts.transform.is_identity else equal_logits
     if not fits or not same(logits, parts.logits(hidden).to(logits.dtype)):
         raise cannot_wrap(causal_lm, "its logits are not the product of final norm and output embedding")
-    if not _equal(whole[0, :2], whole[1, :2]):
+    if not equal_logits(whole[0, :2], whole[1, :2]):
         raise cannot_wrap(causal_lm, "its tokens see later ones")
     if packing and not isolates:
         fix = "set data.packing to false, which gives each document a row of its own"
@@ -70,10 +70,10 @@ def _isolates(causal_lm: PreTrainedModel) -> bool:
     rows[1, length:] = rows[0, length:]
     positions = torch.arange(length, device=causal_lm.device).repeat(2).expand(2, -1)
     packed = causal_lm(input_ids=rows, position_ids=positions, use_cache=False).logits
-    return _equal(packed[0, length:], packed[1, length:])
+    return equal_logits(packed[0, length:], packed[1, length:])
 
 
-def _equal(expected: Tensor, found: Tensor) -> bool:
+def equal_logits(expected: Tensor, found: Tensor) -> bool:
     """Return whether logits are the same, but for the rounding of rows that lie elsewhere in memory."""
     bound = (32 if found.dtype.itemsize == 4 else 4) * torch.finfo(found.dtype).eps * expected.abs().max()
     return bool((expected - found).abs().max() <= bound)

@@ -162,7 +162,7 @@ class MetricAccumulator:
         elif step < _NEVER:
             ranks, heads = zip(*(first == step).nonzero().tolist(), strict=True)
             name = f"head {heads[0]}" if heads[0] < self.horizon else "the value head"
-            where = ", ".join(str(rank) for rank in sorted(set(ranks)))
+            where = ", ".join(str(rank * self.mesh.sequence.count) for rank in sorted(set(ranks)))
             what = f"step {step}: the loss of {name} on rank {where} is not finite"
         else:
             return

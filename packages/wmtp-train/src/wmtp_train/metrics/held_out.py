@@ -85,7 +85,7 @@ class _Totals:
             self.values.append((output.values[ends].cpu(), (batch.rewards[ends] > _GOOD).cpu()))
 
     def over_ranks(self, mesh: Mesh) -> "_Totals":
-        ranks: list[_Totals] = mesh.all_gather_object(self)
+        ranks: list[_Totals] = mesh.all_gather_object(self)[:: mesh.sequence.count]  # those of other rows
         names = ("ce", "targets", "selected", "correct", "accepted", "auxiliary")
         sums = {name: torch.stack([getattr(rank, name) for rank in ranks]).sum(dim=0) for name in names}
         excess = [pair for rank in ranks for pair in rank.excess]

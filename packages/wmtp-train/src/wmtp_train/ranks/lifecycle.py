@@ -50,7 +50,7 @@ def start_processes() -> Mesh:
     assert everyone is not None
     control = everyone if world == 1 else dist.new_group(backend="gloo", timeout=_PREPARATION)
     everyone.set_timeout(_PREPARATION)
-    return Mesh(dist.get_rank(), world, _device(), everyone, control)
+    return Mesh(dist.get_rank(), world, _device(), everyone, everyone, control)
 
 
 def _alone() -> dict[str, str]:
@@ -76,7 +76,7 @@ def set_step_timeout(mesh: Mesh, engine_group: dist.ProcessGroup) -> None:
         mesh: the processes.
         engine_group: in which the engine's collectives run, a group of its own.
     """
-    for group in (mesh.data_parallel, mesh.control, engine_group):
+    for group in (mesh.everyone, mesh.data_parallel, mesh.sequence.group or mesh.everyone, mesh.control, engine_group):
         group.set_timeout(STEP_TIMEOUT)
 
 

@@ -1,11 +1,13 @@
 """The processes of a run as a value: who this one is, where it computes, and the groups in which all of them meet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from wmtp_models.trunk.row_slices import SharedRows, Slices, WholeRows
 
 
 @dataclass(frozen=True)
@@ -14,18 +16,44 @@ class Mesh:
 
     Attributes:
         rank: of this process, from 0.
-        world: number of processes; all of them are data-parallel.
+        world: number of processes.
         device: where this process computes.
-        data_parallel: the group whose ranks hold different rows of one step. DeepSpeed's collectives run in one of
-            its own.
-        control: over the CPU, so that what the processes agree on waits for no accelerator.
+        everyone: the group of all of them. DeepSpeed's collectives run in one of its own.
+        data_parallel: the group whose ranks hold different rows of one step: everyone, unless processes share rows.
+        control: over the CPU, so that what the processes agree on between two steps waits for no accelerator.
+        sequence: how this process shares its rows with its neighbors.
     """
 
     rank: int
     world: int
     device: torch.device
+    everyone: dist.ProcessGroup
     data_parallel: dist.ProcessGroup
     control: dist.ProcessGroup
+    sequence: Slices = field(default_factory=WholeRows)
+
+    def share_rows(self, count: int) -> "Mesh":
+        """Return a mesh in which each `count` neighbors share rows. Every rank must call it.
+
+        Args:
+            count: divides the number of processes.
+        """
+        if count == 1:
+            return self
+        everyone = torch.arange(self.world).view(-1, count)  # [data-parallel, sequence]
+        sequence, _ = dist.new_subgroups_by_enumeration(everyone.tolist())
+        data_parallel, _ = dist.new_subgroups_by_enumeration(everyone.T.tolist())
+        return replace(self, data_parallel=data_parallel, sequence=SharedRows(sequence))
+
+    @property
+    def data_rank(self) -> int:
+        """Which rows this process holds: its rank among those that hold different ones."""
+        return self.rank // self.sequence.count
+
+    @property
+    def data_world(self) -> int:
+        """How many processes hold different rows of one step."""
+        return self.world // self.sequence.count
 
     @property
     def is_first(self) -> bool:
@@ -34,16 +62,16 @@ class Mesh:
 
     def barrier(self) -> None:
         """Wait for every rank."""
-        dist.barrier(group=self.data_parallel)
+        dist.barrier(group=self.everyone)
 
     def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
-        """Reduce a tensor over all ranks, in place; returns it."""
+        """Reduce a tensor over the ranks that hold different rows, in place; returns it."""
         dist.all_reduce(tensor, op=op, group=self.data_parallel)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """Stack every rank's tensor `[…]`, all of one shape, in rank order: `[R, …]`."""
-        gathered = [torch.empty_like(tensor) for _ in range(self.world)]
+        """Stack the tensors `[…]`, all of one shape, of the ranks that hold different rows, in rank order: `[R, …]`."""
+        gathered = [torch.empty_like(tensor) for _ in range(self.data_world)]
         dist.all_gather(gathered, tensor.contiguous(), group=self.data_parallel)
         return torch.stack(gathered)
 

@@ -47,8 +47,8 @@ class PackedSource:
             self.prepared,
             self.scores,
             micro_batch,
-            mesh.rank,
-            mesh.world,
+            mesh.data_rank,
+            mesh.data_world,
             seed,
             consumed_rows=state.get("consumed_rows", 0),
             workers=workers,
@@ -57,4 +57,4 @@ class PackedSource:
 
     def held_out_batches(self, mesh: Mesh, micro_batch: int, max_rows: int | None = None) -> Iterator[Batch]:
         """Return this rank's share of the set, once; see `BatchSource`."""
-        return evaluation_batches(self.prepared, self.scores, micro_batch, mesh.rank, mesh.world, max_rows)
+        return evaluation_batches(self.prepared, self.scores, micro_batch, mesh.data_rank, mesh.data_world, max_rows)
