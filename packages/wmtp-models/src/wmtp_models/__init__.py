@@ -6,6 +6,8 @@ from wmtp_models.loading import build_policy, load_causal_lm, load_policy, load_
 from wmtp_models.output import MtpOutput
 from wmtp_models.policy import MtpForCausalLM
 from wmtp_models.reference import ReferenceModel, require_same_tokenizer, weights_fingerprint
+from wmtp_models.training.checkpointing import checkpoint_activations
+from wmtp_models.training.compiling import compile_layers
 from wmtp_models.training.freezing import train_later_heads
 from wmtp_models.training.lora import add_adapters, merge_adapters
 from wmtp_models.value_head import ValueHead
@@ -21,6 +23,8 @@ __all__ = [
     "ValueHead",
     "add_adapters",
     "build_policy",
+    "checkpoint_activations",
+    "compile_layers",
     "encode_prompt",
     "generate",
     "load_causal_lm",

@@ -11,6 +11,8 @@ from wmtp_models import (
     ReferenceModel,
     add_adapters,
     build_policy,
+    checkpoint_activations,
+    compile_layers,
     load_policy,
     train_later_heads,
 )
@@ -70,7 +72,9 @@ def build_policy_from_settings(
     elif model.train == "lora":
         add_adapters(policy, model.lora_rank, model.lora_alpha)
     if model.gradient_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(policy)
+    if model.compile:
+        compile_layers(policy)
     return policy
 
 
