@@ -87,6 +87,7 @@ def with_final_model(settings: Settings) -> Settings:
             "name an output_dir of its own for the results"
         )
     model = {"source": str(folder), "config": None, "train": "all", "gradient_checkpointing": False}
+    model |= {"compile": False, "liger": False}
     return settings.model_copy(update={"model": settings.model.model_copy(update=model), "resume": False})
 
 

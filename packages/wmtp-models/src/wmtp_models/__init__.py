@@ -9,6 +9,7 @@ from wmtp_models.reference import ReferenceModel, require_same_tokenizer, weight
 from wmtp_models.training.checkpointing import checkpoint_activations
 from wmtp_models.training.compiling import compile_layers
 from wmtp_models.training.freezing import train_later_heads
+from wmtp_models.training.liger import apply_liger, require_liger
 from wmtp_models.training.lora import add_adapters, merge_adapters
 from wmtp_models.value_head import ValueHead
 
@@ -22,6 +23,7 @@ __all__ = [
     "TextStream",
     "ValueHead",
     "add_adapters",
+    "apply_liger",
     "build_policy",
     "checkpoint_activations",
     "compile_layers",
@@ -32,6 +34,7 @@ __all__ = [
     "load_tokenizer",
     "load_wmtp",
     "merge_adapters",
+    "require_liger",
     "require_same_tokenizer",
     "stop_tokens",
     "train_later_heads",

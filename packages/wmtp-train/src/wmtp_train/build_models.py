@@ -14,6 +14,7 @@ from wmtp_models import (
     checkpoint_activations,
     compile_layers,
     load_policy,
+    require_liger,
     train_later_heads,
 )
 from wmtp_train.settings.schema import Settings
@@ -73,6 +74,10 @@ def build_policy_from_settings(
         add_adapters(policy, model.lora_rank, model.lora_alpha)
     if model.gradient_checkpointing:
         checkpoint_activations(policy)
+    if model.liger and model.compile:
+        raise UserError("model.compile and model.liger are both true; the compiler makes such kernels itself: keep one")
+    if model.liger:
+        require_liger(policy)  # `Run.open` applies them, after the last forward on the CPU
     if model.compile:
         compile_layers(policy)
     return policy

@@ -65,6 +65,8 @@ class ModelSettings(BaseModel):
     """Recompute activations of trunk layers and heads in the backward: less memory, more time."""
     compile: bool = False
     """`torch.compile` each layer of the trunk and each head, whole: faster steps after a slow first one."""
+    liger: bool = False
+    """Take norm, rotary embedding and MLP from liger-kernel, on an accelerator and for the families that it knows."""
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
