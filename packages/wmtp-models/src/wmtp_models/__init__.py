@@ -1,6 +1,7 @@
 """Multi-token heads on any Hugging Face decoder, reference models and the value head."""
 
 from wmtp_models.config import MtpConfig
+from wmtp_models.flop import flop_per_token
 from wmtp_models.generation import Generation, Sampling, TextStream, encode_prompt, generate, stop_tokens
 from wmtp_models.loading import build_policy, load_causal_lm, load_policy, load_tokenizer, load_wmtp
 from wmtp_models.output import MtpOutput
@@ -28,6 +29,7 @@ __all__ = [
     "checkpoint_activations",
     "compile_layers",
     "encode_prompt",
+    "flop_per_token",
     "generate",
     "load_causal_lm",
     "load_policy",

@@ -31,7 +31,7 @@ class ZeroEngine:
     def __init__(
         self, policy: MtpForCausalLM, config: dict[str, Any], optimizer: OptimizerSettings, steps: int, mesh: Mesh
     ) -> None:
-        adamw, schedule = build_optimizer(policy, optimizer, steps)
+        adamw, schedule = build_optimizer(policy, optimizer, steps, fused=mesh.device.type != "cpu")
         self._engine, *_ = deepspeed.initialize(
             model=policy, optimizer=adamw, lr_scheduler=schedule, config=config, dist_init_required=False
         )
