@@ -92,7 +92,9 @@ def test_every_layer_is_one_graph(
 
 
 @pytest.mark.parametrize("train", ["heads", "lora"])
-def test_frozen_trunks_and_adapters_too(train: str, make_causal_lm: Make, input_ids: Tensor, runs: Counter[int]) -> None:
+def test_frozen_trunks_and_adapters_too(
+    train: str, make_causal_lm: Make, input_ids: Tensor, runs: Counter[int]
+) -> None:
     policy = MtpForCausalLM.wrap(make_causal_lm(), 3).train()
     if train == "heads":
         train_later_heads(policy)
@@ -160,7 +162,9 @@ def test_a_machine_without_a_compiler_is_refused(make_causal_lm: Make, monkeypat
     from torch._inductor import config
 
     monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(UserError, match=r"needs a C\+\+ compiler on a CPU.*install one, or set model\.compile to false"):
+    with pytest.raises(
+        UserError, match=r"needs a C\+\+ compiler on a CPU.*install one, or set model\.compile to false"
+    ):
         compile_layers(MtpForCausalLM.wrap(make_causal_lm(), 2))
 
 

@@ -82,9 +82,7 @@ def save_after(
     return saved, state_of(engine), engine.learning_rate
 
 
-def go_on(
-    mesh: Mesh, model: dict[str, Any], stage: int, folder: Path, train: str = "all", fused: bool = False
-) -> Any:
+def go_on(mesh: Mesh, model: dict[str, Any], stage: int, folder: Path, train: str = "all", fused: bool = False) -> Any:
     """The newest checkpoint, in an engine that began elsewhere, and two more steps; then what was drawn."""
     if fused:
         fuse_optimizers()

@@ -50,7 +50,7 @@ def flop_per_token(policy: MtpForCausalLM, sequence_length: int) -> float:
             reached = below_last or _learns(head)
             total += _matrices(head, config, reached) + _attention(config, called_as, sequence_length, reached)
     if policy.value_head is not None:
-        total += _matrices(policy.value_head, config, policy.config.value_gradient_to_trunk and below)
+        total += _matrices(policy.value_head, config, input_gradient=True)
     vocabulary, width = _shape(trunk.weight)
     learns = trunk.weight.requires_grad
     products = policy.config.horizon * (2 + learns)

@@ -66,8 +66,8 @@ class Run:
             config = read_deepspeed_config(settings.deepspeed_config, mesh.world)
             if settings.model.compile and config.get("zero_optimization", {}).get("stage", 0) == 3:
                 raise UserError(
-                    "model.compile: at ZeRO stage 3 DeepSpeed's hooks gather parameters inside a layer, where it cannot "
-                    "be compiled: set it to false, or take stage 1 or 2"
+                    "model.compile: at ZeRO stage 3 DeepSpeed's hooks gather parameters inside a layer, which cannot "
+                    "be compiled so: set it to false, or take stage 1 or 2"
                 )
             tokenizer = tokenizer_from_settings(settings)
             seed_everything(settings.seed)

@@ -65,14 +65,14 @@ class _RowSparse(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        has_bias = ctx.bias_dtype is not None
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
         # The compiler does not look into it: how many rows there are is known only when it runs.
         gradients = _compiled_gradients if torch.compiler.is_compiling() else _gradients
-        grad_x, grad_weight, grad_bias = gradients(grad, x, weight, ctx.out_first, *ctx.needs_input_grad[:2], has_bias)
+        grad_x, grad_weight, grad_bias = gradients(grad, x, weight, ctx.out_first, of_x, of_weight, of_bias)
         return (
-            grad_x if ctx.needs_input_grad[0] else None,
-            grad_weight if ctx.needs_input_grad[1] else None,
-            grad_bias.to(ctx.bias_dtype) if has_bias and ctx.needs_input_grad[2] else None,
+            grad_x if of_x else None,
+            grad_weight if of_weight else None,
+            grad_bias.to(ctx.bias_dtype) if of_bias else None,
             None,
         )
 

@@ -56,7 +56,7 @@ def _compile(layer: nn.Module) -> None:
             name = type(layer).__name__
             raise UserError(f"model.compile: {name} cannot be compiled whole ({one_line(error)}): {_OFF}") from error
 
-    layer.forward = forward  # type: ignore[method-assign]
+    layer.forward = forward
 
 
 def _require_compiler() -> None:
@@ -71,7 +71,9 @@ def _require_compiler() -> None:
         if not has_triton():
             raise UserError(f"model.compile needs Triton on this device: pip install triton, or {_OFF}")
         if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-            raise UserError(f"model.compile: Triton needs a C compiler, and there is no gcc or clang: install one, or {_OFF}")
+            raise UserError(
+                f"model.compile: Triton needs a C compiler, and there is no gcc or clang: install one, or {_OFF}"
+            )
         return
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
@@ -79,4 +81,6 @@ def _require_compiler() -> None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
-        raise UserError(f"model.compile needs a C++ compiler on a CPU, and there is no g++: install one, or {_OFF}") from error
+        raise UserError(
+            f"model.compile needs a C++ compiler on a CPU, and there is no g++: install one, or {_OFF}"
+        ) from error
