@@ -12,6 +12,7 @@ from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, add_adapters, checkpoint_activations, compile_layers, train_later_heads
 from wmtp_models.heads import KINDS
 
+pytestmark = pytest.mark.slow
 Make = Callable[..., PreTrainedModel]
 PACKED = torch.cat([torch.arange(5), torch.arange(7)]).expand(2, 12)
 MORE = {"gemma3_text": {"head_dim": 8}, "olmo2": {}, "phi3": {"pad_token_id": 0}}
@@ -104,21 +105,18 @@ def test_frozen_trunks_and_adapters_too(
     assert sum(runs.values()) == 5 * 5
 
 
-@pytest.mark.slow
 def test_every_family(family: str, make_causal_lm: Make, input_ids: Tensor, runs: Counter[int]) -> None:
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
     assert_compiled_once(MtpForCausalLM.wrap(make_causal_lm(family, **no_dropout), 3).train(), input_ids)
     assert sum(runs.values()) == 5 * 5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", MORE)
 def test_some_families_more(family: str, make_causal_lm: Make, input_ids: Tensor, runs: Counter[int]) -> None:
     assert_compiled_once(MtpForCausalLM.wrap(make_causal_lm(family, **MORE[family]), 3).train(), input_ids)
     assert sum(runs.values()) == 5 * 5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["layer", "sequential"])
 def test_inductor_computes_the_same(kind: str, make_causal_lm: Make, input_ids: Tensor) -> None:
     policy = MtpForCausalLM.wrap(make_causal_lm(), 3, head_kind=kind).train()

@@ -63,7 +63,7 @@ def _heads(policy: MtpForCausalLM) -> Iterator[nn.Module]:
     """Yield the module of each head after the first; a shared one once for every depth."""
     heads = policy.heads
     if isinstance(heads, SequentialHeads):
-        yield from (heads.module_at(depth) for depth in range(1, len(heads) + 1))
+        yield from (heads.layers[min(depth, len(heads.layers) - 1)] for depth in range(len(heads)))
     else:
         yield from (head for kind in heads.children() for head in kind.children())
 

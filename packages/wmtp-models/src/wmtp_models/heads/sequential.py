@@ -111,7 +111,7 @@ class SequentialHeads(Heads):
         states, hidden = [], inputs.final
         for depth in range(1, self.depths + 1):
             ahead = tokens_ahead(inputs.input_ids, inputs.position_ids, depth)
-            hidden = self.module_at(depth)(inputs.embedding(ahead), hidden, inputs.last_layer)
+            hidden = self._module(depth)(inputs.embedding(ahead), hidden, inputs.last_layer)
             states.append(hidden)
         return states
 
@@ -123,7 +123,7 @@ class SequentialHeads(Heads):
         """
         hidden, tokens = inputs.final, following
         for depth in range(1, self.depths + 1):
-            module = self.module_at(depth)
+            module = self._module(depth)
             set_layer_idx(module.block, self.trunk_layers + depth - 1)  # a shared one has a cache for each depth too
             hidden = module(inputs.embedding(tokens), hidden, inputs.last_layer)
             drafted = propose(hidden[rows, last].unsqueeze(1)).squeeze(1)
@@ -134,8 +134,7 @@ class SequentialHeads(Heads):
         """Return H−1."""
         return self.depths
 
-    def module_at(self, depth: int) -> SequentialModule:
-        """Return the module of a depth, from 1."""
+    def _module(self, depth: int) -> SequentialModule:
         module: SequentialModule = self.layers[min(depth, len(self.layers)) - 1]
         return module
 
