@@ -91,6 +91,7 @@ def with_final_model(settings: Settings) -> Settings:
     model = {"source": str(folder), "config": None, "train": "all", "gradient_checkpointing": False}
     if settings.model.attention == "flash":  # which has no float32
         model["attention"] = "auto"
+    model |= {"compile": False, "liger": False}
     return settings.model_copy(update={"model": settings.model.model_copy(update=model), "resume": False})
 
 

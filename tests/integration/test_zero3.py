@@ -172,6 +172,14 @@ def test_gradients_of_the_fused_loss_are_those_of_stage_0(job, found, name, head
             assert (sharded[parameter] - whole[parameter]).abs().max() < 1e-6 * scale, parameter
 
 
+@pytest.mark.parametrize("head_kind", HEAD_KINDS)
+def test_checkpointed_layers_gather_their_weights_again(found, head_kind):
+    for rank in found:
+        plain, checkpointed = rank["gradients"]["untied", head_kind, 3], rank["checkpointed"][head_kind]
+        assert checkpointed.keys() == plain.keys()
+        assert [name for name in plain if not torch.equal(checkpointed[name], plain[name])] == []
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", TIED)
 def test_a_sharded_reference_gives_the_losses_of_a_whole_one(found, name, dtype):

@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from wmtp_core import GradientPlan, WeightHint, WeightPlan
 from wmtp_core.losses.hints import StaticHint
-from wmtp_models import build_policy, load_tokenizer
+from wmtp_models import build_policy, checkpoint_activations, load_tokenizer
 from wmtp_train.algorithms import TRAINERS
 from wmtp_train.build_models import load_reference
 from wmtp_train.data import scoring
@@ -49,10 +49,13 @@ def gradients(
     head_kind: str,
     config: Path,
     micro_batches: list[tuple[Tensor, Tensor, Tensor]],
+    checkpointed: bool = False,
 ) -> Any:
     """Of a policy on (input ids `[B, S]`, weights `[B, S, H]`, hinted weights `[B, S, H]`), by parameter."""
     horizon = micro_batches[0][1].shape[-1]
     policy = build_policy(trunk, 64, horizon, head_kind=head_kind)
+    if checkpointed:
+        checkpoint_activations(policy)
     engine = ZeroEngine(policy, read_deepspeed_config(config, 2), OptimizerSettings(), 1, mesh)._engine
     for input_ids, weights, hinted in micro_batches:
         plan = GradientPlan(Hinted(hinted), torch.ones(horizon))
@@ -161,6 +164,10 @@ def main() -> None:
             for name, trunk in job["trunks"].items()
             for kind in job["head_kinds"]
             for stage in (0, 3)
+        },
+        "checkpointed": {
+            kind: gradients(mesh, job["trunks"]["untied"], kind, folder / "gradients3.json", micro_batches, True)
+            for kind in job["head_kinds"]
         },
         "freed": freed_after_forward(mesh, job["trunks"]["untied"], folder / "freed.json"),
         "losses": {key: losses(settings, job["batches"][rank]) for key, settings in job["references"].items()},

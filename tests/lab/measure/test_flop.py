@@ -10,6 +10,11 @@ def test_products_are_counted_forward_and_backward() -> None:
     assert count_flop(lambda: layer(rows).sum().backward()) == 2 * 3 * 5 * 7 * 2  # the rows want no gradient
 
 
+def test_compiled_products_are_counted() -> None:
+    product = torch.compile(lambda a, b: (a @ b).sum(), backend="eager", fullgraph=True)
+    assert count_flop(lambda: product(torch.ones(3, 5), torch.ones(5, 7))) == 2 * 3 * 5 * 7
+
+
 def test_products_in_place_are_counted() -> None:
     total, a, b = torch.zeros(3, 7), torch.ones(3, 5), torch.ones(5, 7)
     assert count_flop(lambda: total.addmm_(a, b)) == 2 * 3 * 5 * 7

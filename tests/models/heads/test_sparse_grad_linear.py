@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
-from wmtp_models.heads.sparse_grad_linear import RowSparseConv1D, RowSparseLinear, make_row_sparse
+from wmtp_models.heads.sparse_grad_linear import RowSparseConv1D, RowSparseLinear, _compiled_gradients, make_row_sparse
 from wmtp_models.policy import MtpForCausalLM
 
 
@@ -96,3 +96,23 @@ def test_later_heads_skip_what_they_were_not_selected_to_learn(family, make_caus
         else:
             difference = (parameter.grad - expected[name].grad).norm()
             assert difference <= 1e-6 * expected[name].grad.norm(), name
+
+
+@pytest.mark.parametrize("asked", [(True, True, True), (False, True, False), (True, False, True)])
+@pytest.mark.parametrize("out_first", [True, False])
+def test_the_compiler_is_told_the_shapes_of_what_it_does_not_look_into(out_first, asked):
+    x, grad = torch.randn(2, 3, 6), torch.randn(2, 3, 10)
+    grad[0, 1:] = 0
+    weight = torch.randn(10, 6) if out_first else torch.randn(6, 10)
+    torch.library.opcheck(_compiled_gradients, (grad, x, weight, out_first, *asked))
+
+
+@pytest.mark.parametrize(("kind", "bias"), [("linear", True), ("linear", False), ("conv1d", True)])
+def test_compiled_gradients_are_the_dense_ones(kind, bias):
+    dense, sparse = twins(kind, bias)
+    x, grad = torch.randn(4, 6, 6), torch.randn(4, 6, 10)
+    grad[:, 1:] = 0
+    expected = gradients(dense, x, grad)
+    sparse.forward = torch.compile(sparse.forward, backend="aot_eager", fullgraph=True)
+    for one, other in zip(gradients(sparse, x, grad), expected, strict=True):
+        torch.testing.assert_close(one, other)

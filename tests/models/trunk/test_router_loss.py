@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from wmtp_core import UserError
-from wmtp_models import MtpForCausalLM, build_policy
+from wmtp_models import MtpForCausalLM, build_policy, checkpoint_activations
 from wmtp_models.trunk.probe import require_wrappable
 from wmtp_models.trunk.router_loss import find_router_loss
 
@@ -63,6 +63,27 @@ def test_one_head_has_the_plain_models_loss_and_gradients(family: str, checkpoin
     assert len(routers) == 2 * len(ROUTERS_IN_A_LAYER[family])
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("head_kind", ["layer", "sequential"])
+def test_what_a_backward_computes_again_is_not_noted(family: str, head_kind: str, input_ids: torch.Tensor):
+    found = []
+    for checkpointing in (False, True):
+        policy = MtpForCausalLM.wrap(make(family), horizon=3, head_kind=head_kind)
+        if checkpointing:
+            checkpoint_activations(policy)
+        with policy._capture_routers() as logits:
+            states = policy._forward_heads(input_ids, None)
+        noted = len(logits)
+        (policy.router_loss(logits) + torch.stack(states).sum()).backward()
+        found.append((noted, len(logits), logits, {n: p.grad for n, p in policy.named_parameters()}))
+    (noted, after, logits, gradients), (*noted_again, logits_again, gradients_again) = found
+    assert noted == after >= 4 * len(ROUTERS_IN_A_LAYER[family])
+    assert noted_again == [noted, after]
+    assert all(torch.equal(one, other) for one, other in zip(logits, logits_again, strict=True))
+    for name, gradient in gradients.items():
+        assert (gradient is None) or torch.equal(gradient, gradients_again[name]), name
+    assert any(gradient is not None and gradient.any() for n, gradient in gradients.items() if is_router(family, n))
 
 
 def test_padding_does_not_count(family: str, input_ids: torch.Tensor):

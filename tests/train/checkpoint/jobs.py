@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wmtp_models import build_policy, train_later_heads
 from wmtp_train.checkpoint import load_checkpoint, newest_whole_checkpoint, run_lock, save_checkpoint
+from wmtp_train.engines.deepspeed import engine as engine_module
 from wmtp_train.engines.deepspeed.engine import ZeroEngine
 from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.settings.schema import Settings
@@ -31,6 +32,12 @@ def make_engine(model: dict[str, Any], stage: int, mesh: Mesh, seed: int = 0, tr
     config = {"train_batch_size": ROWS, "train_micro_batch_size_per_gpu": ROWS // mesh.world}
     config |= {"gradient_accumulation_steps": 1, "gradient_clipping": 0.0, "zero_optimization": {"stage": stage}}
     return ZeroEngine(policy, config, SETTINGS.optimizer, 10, mesh)
+
+
+def fuse_optimizers() -> None:
+    """Let the engines of this process have the fused AdamW of an accelerator, which a CPU has too."""
+    plain = engine_module.build_optimizer
+    engine_module.build_optimizer = lambda *arguments, fused: plain(*arguments, fused=True)
 
 
 def learn(engine: ZeroEngine, mesh: Mesh, first: int, last: int) -> None:
@@ -61,8 +68,12 @@ def state_of(training: ZeroEngine) -> dict[str, Tensor]:
     return state
 
 
-def save_after(mesh: Mesh, model: dict[str, Any], stage: int, folder: Path, train: str = "all") -> Any:
+def save_after(
+    mesh: Mesh, model: dict[str, Any], stage: int, folder: Path, train: str = "all", fused: bool = False
+) -> Any:
     """Two steps, a checkpoint, two more: the state then, and at the end."""
+    if fused:
+        fuse_optimizers()
     engine = make_engine(model, stage, mesh, train=train)
     learn(engine, mesh, 0, 2)
     save_checkpoint(engine, mesh, folder, 2, {}, keep=2)
@@ -71,8 +82,10 @@ def save_after(mesh: Mesh, model: dict[str, Any], stage: int, folder: Path, trai
     return saved, state_of(engine), engine.learning_rate
 
 
-def go_on(mesh: Mesh, model: dict[str, Any], stage: int, folder: Path, train: str = "all") -> Any:
+def go_on(mesh: Mesh, model: dict[str, Any], stage: int, folder: Path, train: str = "all", fused: bool = False) -> Any:
     """The newest checkpoint, in an engine that began elsewhere, and two more steps; then what was drawn."""
+    if fused:
+        fuse_optimizers()
     engine = make_engine(model, stage, mesh, seed=1, train=train)
     path = newest_whole_checkpoint(folder, mesh)
     load_checkpoint(engine, mesh, path, {}, SETTINGS)

@@ -33,3 +33,15 @@ def test_another_number_of_processes_goes_on_where_the_first_stopped(tiny_llama,
     draws = [drawn for *_, drawn in results]
     assert len({tuple(drawn.tolist()) for drawn in draws}) == after
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["step_00000002"]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize(("fused_before", "fused_after"), [(True, True), (False, True), (True, False)])
+def test_so_it_does_with_the_fused_optimizer_of_an_accelerator(tiny_llama, tmp_path, stage, fused_before, fused_after):
+    """Of which a checkpoint of either form can go on in the other."""
+    how = (tiny_llama, stage, tmp_path / "c", "all")
+    saved, unbroken, _ = on_ranks(tmp_path, 2, save_after, *how, fused_before)[0]
+    loaded, end, *_ = on_ranks(tmp_path, 1, go_on, *how, fused_after)[0]
+    assert differences(loaded, saved) == []
+    for name, value in end.items():
+        torch.testing.assert_close(value, unbroken[name], rtol=0, atol=1e-6, msg=name)

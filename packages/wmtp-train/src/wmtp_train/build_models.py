@@ -11,8 +11,11 @@ from wmtp_models import (
     ReferenceModel,
     add_adapters,
     build_policy,
+    checkpoint_activations,
     choose_attention,
+    compile_layers,
     load_policy,
+    require_liger,
     set_attention,
     train_later_heads,
 )
@@ -72,7 +75,13 @@ def build_policy_from_settings(
     elif model.train == "lora":
         add_adapters(policy, model.lora_rank, model.lora_alpha)
     if model.gradient_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(policy)
+    if model.liger and model.compile:
+        raise UserError("model.compile and model.liger are both true; the compiler makes such kernels itself: keep one")
+    if model.liger:
+        require_liger(policy)  # `Run.open` applies them, after the last forward on the CPU
+    if model.compile:
+        compile_layers(policy)
     return policy
 
 

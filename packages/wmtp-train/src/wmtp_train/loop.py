@@ -1,5 +1,6 @@
 """The training loop, sealed: an algorithm hands it a step and never changes it."""
 
+import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -7,6 +8,7 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from wmtp_models import flop_per_token
 from wmtp_train.atomic_io import write_json
 from wmtp_train.checkpoint.final_model import save_results
 from wmtp_train.checkpoint.lock import run_lock
@@ -14,6 +16,7 @@ from wmtp_train.checkpoint.rng import reseed
 from wmtp_train.checkpoint.run_checkpoints import RunCheckpoints
 from wmtp_train.engines.base import Engine
 from wmtp_train.metrics.accumulator import MetricAccumulator
+from wmtp_train.metrics.mfu import peak_flop_per_second
 from wmtp_train.metrics.tensorboard import Monitor
 from wmtp_train.ranks.collective import run_on_rank0
 from wmtp_train.ranks.lifecycle import set_step_timeout
@@ -29,6 +32,8 @@ class Loop:
         engine: that owns the run's policy.
 
     Attributes:
+        flop_per_token: of a forward and backward of the policy, by formula.
+        peak: FLOP a second that a device can do at most; None where nobody says.
         number: optimizer steps done.
         gradient_norm: global norm of the newest step's gradient, before clipping.
         metrics: the newest held-out metrics by `set/metric`.
@@ -40,6 +45,8 @@ class Loop:
         reseed(run.settings.seed, 0, run.mesh)  # initial weights were drawn alike; what dropout draws is a rank's own
         self.checkpoints = RunCheckpoints(run.settings, run.mesh, engine, run.fingerprint)
         self.accumulator = MetricAccumulator(run.step.horizon, run.train.contents.label_names, run.mesh)
+        self.flop_per_token = flop_per_token(run.policy, run.train.sequence_length)
+        self.peak = peak_flop_per_second(run.mesh.device, run.settings.peak_tflops)
         self.number = 0
         self.metrics: dict[str, float] = {}
         self.gradient_norm = torch.zeros(())
@@ -93,7 +100,7 @@ class Loop:
                 self.train_step()
                 progress.update(tokens)
                 if self._is_due(settings.log_every):
-                    progress.set_postfix(loss=f"{self.log():.3f}")
+                    progress.set_postfix(self.log())
                 stopped = time.perf_counter()
                 if self._is_due(settings.save_every):
                     self.save(self.evaluate() if settings.keep_best else {})
@@ -120,8 +127,8 @@ class Loop:
         if not self.engine.skips_overflow:
             self.accumulator.add_gradient(self.gradient_norm, self.number)
 
-    def log(self) -> float:
-        """Write the interval's metrics; returns its mean loss. No metric is read from the device anywhere else.
+    def log(self) -> dict[str, str]:
+        """Write the interval's metrics; returns what the console shows. No metric is read from the device elsewhere.
 
         The host waits for one copy here, and for nothing else of the device.
         """
@@ -132,10 +139,15 @@ class Loop:
             "train/step_seconds": seconds,
             "train/tokens_per_second": self.run.tokens_per_step / seconds,
         }
+        shown = {"loss": f"{metrics['train/loss']:.3f}"}
+        if self.peak is not None and math.isfinite(self.flop_per_token):
+            tokens = metrics["train/tokens_per_second"]
+            metrics["train/mfu"] = tokens * self.flop_per_token / (self.peak * self.mesh.world)
+            shown["mfu"] = f"{metrics['train/mfu']:.1%}"
         self._write(metrics)
         self.accumulator.refuse_non_finite(self.checkpoints.last_good)
         self._start_interval()
-        return metrics["train/loss"]
+        return shown
 
     def evaluate(self) -> dict[str, float]:
         """Return held-out metrics, and write them to TensorBoard: computed once a step, whoever asks.

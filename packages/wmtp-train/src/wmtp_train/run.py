@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from wmtp_core import UserError
-from wmtp_models import MtpForCausalLM, ReferenceModel, share_rows
+from wmtp_models import MtpForCausalLM, ReferenceModel, apply_liger, share_rows
 from wmtp_train.algorithm import Algorithm
 from wmtp_train.build_models import build_policy_from_settings, load_reference, use_attention
 from wmtp_train.checkpoint.run_checkpoints import check_keep_best, run_fingerprint
@@ -74,6 +74,11 @@ class Run:
 
         def open_models() -> tuple[dict[str, Any], MtpForCausalLM, DataSpec]:
             config = read_deepspeed_config(settings.deepspeed_config, mesh.world)
+            if settings.model.compile and config.get("zero_optimization", {}).get("stage", 0) == 3:
+                raise UserError(
+                    "model.compile: at ZeRO stage 3 DeepSpeed's hooks gather parameters inside a layer, which cannot "
+                    "be compiled so: set it to false, or take stage 1 or 2"
+                )
             tokenizer = tokenizer_from_settings(settings)
             seed_everything(settings.seed)
             policy = build_policy_from_settings(settings, tokenizer, has_values)
@@ -120,6 +125,8 @@ class Run:
             shard_reference(reference)
         elif reference is not None:
             reference.to(mesh.device)
+        if settings.model.liger:
+            apply_liger(policy)
         train = sources.pop(TRAIN)
         return cls(settings, mesh, config, spec.tokenizer, train, sources, policy, step)
 

@@ -14,7 +14,8 @@ def count_flop(operation: Callable[[], Any]) -> int:
     # Torch counts `addmm`, but not `addmm_`; nor the products of attention on a CPU, unless they are done one by one.
     mapping = {torch.ops.aten.addmm_: _addmm_flop}
     attention = nullcontext() if torch.cuda.is_available() else sdpa_kernel(SDPBackend.MATH)
-    with attention, FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    eager = torch.compiler.set_stance("force_eager")  # what is compiled does not run under a counter
+    with eager, attention, FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         operation()
     return int(counter.get_total_flops())
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from wmtp_models.heads.base import HeadInputs, Heads, Propose, set_layer_idx
 from wmtp_models.heads.qwen2_block import build_qwen2_block
@@ -21,8 +22,8 @@ from wmtp_models.trunk.capture import LayerCall
 from wmtp_models.trunk.parts import TrunkParts
 
 
-class SequentialModule(nn.Module):
-    """One module: two norms, a projection, a decoder layer and a norm.
+class SequentialModule(GradientCheckpointingLayer):
+    """One module: two norms, a projection, a decoder layer and a norm; checkpointed whole, where activations are.
 
     Args:
         trunk: whose norms it is given like.

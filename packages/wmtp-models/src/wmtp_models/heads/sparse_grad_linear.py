@@ -65,19 +65,49 @@ class _RowSparse(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        flat_x, flat_grad = x.flatten(0, -2), grad.flatten(0, -2)  # [n, in], [n, out]
-        rows = (flat_grad != 0).any(dim=-1).nonzero().squeeze(-1)
-        sparse = len(rows) < _WORTH_IT * len(flat_grad)
-        if sparse:
-            flat_x, flat_grad = flat_x[rows], flat_grad[rows]
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            matrix = weight.to(x.dtype)
-            product = flat_grad @ (matrix if ctx.out_first else matrix.T)
-            grad_x = torch.zeros_like(x).flatten(0, -2).index_copy(0, rows, product) if sparse else product
-            grad_x = grad_x.view_as(x)
-        if ctx.needs_input_grad[1]:
-            grad_weight = (flat_grad.T @ flat_x if ctx.out_first else flat_x.T @ flat_grad).to(weight.dtype)
-        if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
-            grad_bias = flat_grad.sum(dim=0).to(ctx.bias_dtype)
-        return grad_x, grad_weight, grad_bias, None
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        # The compiler does not look into it: how many rows there are is known only when it runs.
+        gradients = _compiled_gradients if torch.compiler.is_compiling() else _gradients
+        grad_x, grad_weight, grad_bias = gradients(grad, x, weight, ctx.out_first, of_x, of_weight, of_bias)
+        return (
+            grad_x if of_x else None,
+            grad_weight if of_weight else None,
+            grad_bias.to(ctx.bias_dtype) if of_bias else None,
+            None,
+        )
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, out_first: bool, of_x: bool, of_weight: bool, of_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of input, weight and bias; an empty tensor for what is not asked for."""
+    flat_x, flat_grad = x.flatten(0, -2), grad.flatten(0, -2)  # [n, in], [n, out]
+    rows = (flat_grad != 0).any(dim=-1).nonzero().squeeze(-1)
+    sparse = len(rows) < _WORTH_IT * len(flat_grad)
+    if sparse:
+        flat_x, flat_grad = flat_x[rows], flat_grad[rows]
+    grad_x, grad_weight, grad_bias = x.new_empty(0), weight.new_empty(0), grad.new_empty(0)
+    if of_x:
+        matrix = weight.to(x.dtype)
+        product = flat_grad @ (matrix if out_first else matrix.T)
+        grad_x = torch.zeros_like(x).flatten(0, -2).index_copy(0, rows, product) if sparse else product
+        grad_x = grad_x.view_as(x)
+    if of_weight:
+        grad_weight = (flat_grad.T @ flat_x if out_first else flat_x.T @ flat_grad).to(weight.dtype)
+    if of_bias:
+        grad_bias = flat_grad.sum(dim=0)
+    return grad_x, grad_weight, grad_bias
+
+
+_compiled_gradients = torch.library.custom_op("wmtp::row_sparse_gradients", _gradients, mutates_args=())
+
+
+@_compiled_gradients.register_fake
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, out_first: bool, of_x: bool, of_weight: bool, of_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape if of_x else 0),
+        weight.new_empty(weight.shape if of_weight else 0),
+        grad.new_empty(grad.shape[-1] if of_bias else 0),
+    )

@@ -9,9 +9,18 @@ from wmtp_train.settings.sections import OptimizerSettings
 
 
 def build_optimizer(
-    policy: nn.Module, settings: OptimizerSettings, steps: int
+    policy: nn.Module, settings: OptimizerSettings, steps: int, fused: bool
 ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
-    """Return the optimizer of every parameter that learns, matrices decaying and vectors not, and its schedule."""
+    """Return the optimizer of every parameter that learns, matrices decaying and vectors not, and its schedule.
+
+    Args:
+        policy: whose parameters learn.
+        settings: of AdamW.
+        steps: of the whole run.
+        fused: do a step of each parameter in one kernel and in place. Otherwise an accelerator would take torch's
+            `foreach` form, which gains nothing where ZeRO has made one flat tensor of a group, and whose intermediate
+            results are each as large as that. On a CPU it rounds otherwise than torch's plain form.
+    """
     matrices = [p for p in policy.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in policy.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [
@@ -19,7 +28,7 @@ def build_optimizer(
         for parameters, decays in ((matrices, True), (vectors, False))
         if parameters  # DeepSpeed drops an empty group, and the schedule would still count it
     ]
-    adamw = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused or None)
     _apply(settings, adamw)
     schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: learning_rate_factor(step, steps, settings))
     return adamw, schedule
@@ -32,6 +41,11 @@ def apply_settings(schedule: torch.optim.lr_scheduler.LambdaLR, settings: Optimi
     for group, factor in zip(schedule.optimizer.param_groups, schedule.lr_lambdas, strict=True):
         group["initial_lr"] = settings.learning_rate
         group["lr"] = settings.learning_rate * factor(schedule.last_epoch)
+    fused = schedule.optimizer.defaults["fused"]
+    for parameter, state in schedule.optimizer.state.items():
+        # The fused form counts steps where the parameter lies, and torch's plain one on the CPU.
+        place = parameter.device if fused else torch.device("cpu")
+        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=place)
 
 
 def learning_rate_factor(step: int, steps: int, settings: OptimizerSettings) -> float:
@@ -47,5 +61,6 @@ def learning_rate_factor(step: int, steps: int, settings: OptimizerSettings) -> 
 
 def _apply(settings: OptimizerSettings, adamw: torch.optim.Optimizer) -> None:
     for group in adamw.param_groups:
+        group["fused"] = adamw.defaults["fused"]  # and not what the device had that a checkpoint comes from
         group["betas"] = settings.betas
         group["weight_decay"] = settings.weight_decay if group["decays"] else 0.0

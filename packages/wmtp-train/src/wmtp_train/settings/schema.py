@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     """Optimizer steps."""
     log_every: int = Field(10, ge=1)
     """Steps between TensorBoard points; no metric is read from the device in between."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """What a device can do at most, in TFLOP/s, for `train/mfu`; by default what the data sheet of a known one says."""
     evaluate_every: int = Field(0, ge=0)
     """Steps between evaluations on the held-out sets; 0: only at the end."""
     save_every: int = Field(0, ge=0)

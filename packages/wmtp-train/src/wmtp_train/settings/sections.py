@@ -71,7 +71,11 @@ class ModelSettings(BaseModel):
     """How attention is computed, the reference's too: by FlashAttention over rows laid end to end, by flex_attention's
     blocks, or by torch's SDPA with a mask of B·S²; auto takes the first of them that device, dtype and family have."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward: less memory, more time."""
+    """Recompute activations of trunk layers and heads in the backward: less memory, more time."""
+    compile: bool = False
+    """`torch.compile` each layer of the trunk and each head, whole: faster steps after a slow first one."""
+    liger: bool = False
+    """Take norm, rotary embedding and MLP from liger-kernel, on an accelerator and for the families that it knows."""
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]

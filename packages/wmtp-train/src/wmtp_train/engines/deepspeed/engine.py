@@ -37,7 +37,7 @@ class ZeroEngine:
     def __init__(
         self, policy: MtpForCausalLM, config: dict[str, Any], optimizer: OptimizerSettings, steps: int, mesh: Mesh
     ) -> None:
-        adamw, schedule = build_optimizer(policy, optimizer, steps)
+        adamw, schedule = build_optimizer(policy, optimizer, steps, fused=mesh.device.type != "cpu")
         ours = norm_stays_on_device(config)
         # To it every process is data-parallel: gradients of slices of a row add up as those of rows do. It completes
         # the batch size by its own count of ranks.
