@@ -6,7 +6,23 @@ from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
 
 class Stream:
-    """A stream, or an event in one; nothing is ever done yet."""
+    """A stream of work."""
+
+    def __init__(self, note):
+        self.note = note
+
+    def wait_stream(self, stream):
+        pass
+
+    def wait_event(self, event):
+        pass
+
+    def synchronize(self):
+        self.note("synchronize", __file__)
+
+
+class Event:
+    """An event in a stream, which is never reached before somebody waits for it."""
 
     def __init__(self, note):
         self.note = note
@@ -17,14 +33,8 @@ class Stream:
     def query(self):
         return False
 
-    def wait_stream(self, stream):
-        pass
-
-    def wait_event(self, event):
-        pass
-
     def synchronize(self):
-        self.note("synchronize", __file__)
+        self.note("event", __file__)
 
 
 class PretendedAccelerator(CPU_Accelerator):
@@ -56,7 +66,7 @@ class PretendedAccelerator(CPU_Accelerator):
 
     @property
     def Event(self):
-        return lambda *args, **kwargs: Stream(self.note)
+        return lambda *args, **kwargs: Event(self.note)
 
     def stream(self, stream):
         return nullcontext()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from deepspeed import comm
 from deepspeed.runtime.constants import GRADIENT_CLIPPING_DEFAULT
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
@@ -67,7 +67,7 @@ class DeviceNorm:
             squares = torch.stack(
                 [self._sum_of_squares(part, torch.float64) for part in zero.averaged_gradients.values()]
             )
-            dist.all_reduce(squares, group=zero.dp_process_group)
+            comm.all_reduce(squares, group=zero.dp_process_group)
             self._norm = torch.linalg.vector_norm(squares.pow(0.5))
         else:
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
