@@ -10,7 +10,10 @@ from pretended_accelerator import PretendedAccelerator
 from torch import nn
 
 import wmtp_core.losses.fused
+import wmtp_core.losses.gradients
 import wmtp_core.losses.logits_chunk
+import wmtp_models.heads.sparse_grad_linear
+from wmtp_core.losses.compiled_chunk import CompiledChunkedLogits
 from wmtp_lab.measure.host_waits import HostWaits
 from wmtp_train.algorithms import TRAINERS
 from wmtp_train.data.batch import Batch
@@ -20,6 +23,13 @@ from wmtp_train.metrics.tensorboard import Monitor
 from wmtp_train.ranks.preemption import raise_if_preempted
 from wmtp_train.run import Run
 
+ASKING = (
+    wmtp_core.losses.fused,
+    wmtp_core.losses.gradients,
+    wmtp_core.losses.logits_chunk,
+    wmtp_models.heads.sparse_grad_linear,
+)
+"""Modules that ask whether a tensor is on an accelerator."""
 WARM_UP, STEPS = 2, 2  # DeepSpeed learns in its first steps in which order ZeRO-3 gathers parameters
 
 
@@ -66,8 +76,10 @@ def count_waits(mesh, settings, plain=False, log=False):
     """
     waits, to = HostWaits(), Batch.to
     with ExitStack() as patches:
-        for module in (wmtp_core.losses.fused, wmtp_core.losses.logits_chunk):
+        for module in ASKING:
             patches.enter_context(patch.object(module, "on_accelerator", lambda tensor: True))
+        # Interpreted, the kernels of a GPU would take minutes; tests/core/losses/test_fused_hints.py counts their waits.
+        patches.enter_context(patch.object(CompiledChunkedLogits, "add_beyond", lambda *rows: None))
         patches.enter_context(patch.object(Batch, "to", lambda batch, device: waits.mark(to(batch, device))))
         patches.enter_context(torch.compiler.set_stance("force_eager"))
         if not plain:

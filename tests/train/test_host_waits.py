@@ -8,12 +8,8 @@ from wmtp_models import weights_fingerprint
 from wmtp_train.data.loading import data_spec, load_sources, tokenizer_from_settings
 from wmtp_train.data.scoring import ScoringJob
 
-LOSS = "wmtp_core/losses/fused.py _LinearCrossEntropy.backward nonzero"
-LAYERS = "wmtp_models/heads/sparse_grad_linear.py _RowSparse.backward nonzero"
 PACKING = "transformers/masking_utils.py find_packed_sequence_indices _local_scalar_dense"
 EXPECTED = {
-    LOSS: "rows that the hint missed are counted before they are corrected",
-    LAYERS: "rows with a gradient are counted before others are skipped",
     PACKING: "transformers looks whether position ids restart",
 }
 """Waits that are known and not yet gone, and why they are there."""

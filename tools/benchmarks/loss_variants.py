@@ -81,6 +81,11 @@ class WatchedHint:
         """As the hint's."""
         return self.hint.share
 
+    @property
+    def wrong(self) -> float:
+        """As the hint's."""
+        return self.hint.wrong
+
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
         """As the hint."""
         weights = self.hint(positions, ce)

@@ -86,7 +86,7 @@ class _MarkedPlan(WeightPlan):
     def hint(self, values: Tensor | None = None) -> WeightHint | None:
         hint = self.plan.hint(values)
         assert hint is not None, "the rules that are compared all have hints"
-        return _MarkedHint(hint, self.mark, hint.share)
+        return _MarkedHint(hint, self.mark, hint.share, hint.wrong)
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class _MarkedHint:
     hint: WeightHint
     mark: Mark
     share: float
+    wrong: float
 
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
         self.mark("loss forward")

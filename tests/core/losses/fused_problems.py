@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 import wmtp_core.losses.fused
+import wmtp_core.losses.gradients
 import wmtp_core.losses.logits_chunk
 
 ROWS, WIDTH, VOCABULARY, HEADS = 40, 8, 64, 4
@@ -28,16 +29,17 @@ def assert_close(actual, expected, relative):
     assert np.linalg.norm(actual - expected) <= relative * np.linalg.norm(expected)
 
 
-def as_if_on_accelerator(monkeypatch, answer):
-    for module in (wmtp_core.losses.fused, wmtp_core.losses.logits_chunk):
+def as_if_on_accelerator(monkeypatch, answer, triton=False):
+    for module in (wmtp_core.losses.fused, wmtp_core.losses.gradients, wmtp_core.losses.logits_chunk):
         monkeypatch.setattr(module, "on_accelerator", lambda tensor: answer)
+    monkeypatch.setattr(wmtp_core.losses.logits_chunk, "has_triton", lambda tensor: triton)
 
 
 class Hint:
     """A hint made of a function."""
 
-    def __init__(self, function, share=1.0):
-        self.function, self.share = function, share
+    def __init__(self, function, share=1.0, wrong=0.1):
+        self.function, self.share, self.wrong = function, share, wrong
 
     def __call__(self, positions, ce):
         return self.function(positions, ce)

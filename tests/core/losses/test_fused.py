@@ -9,7 +9,7 @@ from fused_problems import HEADS, NOT_FINITE, ROWS, VOCABULARY, WIDTH, Hint, ass
 from wmtp_core import GradientHint, UserError, dense_cross_entropy, linear_cross_entropy
 
 
-@pytest.mark.usefixtures("chunked", "on_accelerator")
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("seed", range(4))
 def test_values_and_gradients_equal_float64(oracle, seed):
     hidden, weight, targets, grad = example(seed)
@@ -21,7 +21,7 @@ def test_values_and_gradients_equal_float64(oracle, seed):
         assert_close(actual, exact, relative=1e-6)
 
 
-@pytest.mark.usefixtures("chunked", "on_accelerator")
+@pytest.mark.usefixtures("form")
 def test_bfloat16_inputs_give_float32_losses_and_bfloat16_gradients(oracle):
     hidden, weight, targets, grad = example(dtype=torch.bfloat16)
     ce = linear_cross_entropy(hidden, weight, targets)
@@ -35,6 +35,7 @@ def test_bfloat16_inputs_give_float32_losses_and_bfloat16_gradients(oracle):
 
 
 @pytest.mark.usefixtures("on_accelerator")
+@pytest.mark.parametrize("on_accelerator", ["as on a CPU", "as on an accelerator"], indirect=True)
 def test_many_chunks_add_up_in_float32(set_rows_per_chunk):
     """1000 equal gradients, one row a chunk: a bfloat16 sum would stop growing after 256 of them."""
     set_rows_per_chunk(1)

@@ -5,6 +5,7 @@ import torch
 from fused_problems import HEADS, VOCABULARY, WIDTH, Hint, as_if_on_accelerator, assert_close, example
 
 from wmtp_core import GradientHint, UserError, linear_cross_entropy
+from wmtp_lab.measure.host_waits import HostWaits
 
 
 def hinted_example(seed):
@@ -30,7 +31,7 @@ HINTS = {
 }
 
 
-@pytest.mark.usefixtures("chunked", "on_accelerator")
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("share", [1.0, 0.4])
 @pytest.mark.parametrize("hint", HINTS)
@@ -136,24 +137,29 @@ def test_no_more_than_the_share_is_formed_ahead(witness):
     assert 0 < formed <= 0.2 * rows + rows**0.5 / 2 + 1
 
 
-WAITING = {"nonzero", "_local_scalar_dense", "masked_select"}
-
-
 @pytest.mark.parametrize("share", [1.0, 0.4])
-def test_on_an_accelerator_the_forward_waits_for_nothing_and_the_backward_twice(
-    monkeypatch, set_rows_per_chunk, witness, share
-):
+@pytest.mark.parametrize("hint", ["right", "a few wrong", "opposite"])
+@pytest.mark.parametrize(("triton", "waits"), [(True, []), (False, ["_local_scalar_dense"])])
+def test_the_host_waits_for_nothing(monkeypatch, set_rows_per_chunk, hint, share, triton, waits):
+    """Without Triton once, for the number of rows that are wrong beyond those which were foreseen."""
     set_rows_per_chunk(7)
-    as_if_on_accelerator(monkeypatch, True)
+    as_if_on_accelerator(monkeypatch, True, triton)
     hidden, weight, targets, weights, counts = hinted_example(0)
-    rule = GradientHint(Hint(lambda positions, ce: weights[positions], share), 1 / counts)
-    # What is compiled runs operation by operation here; test_chunk_of_logits.py compiles it.
-    with torch.compiler.set_stance("force_eager"):
-        with witness() as forward:
-            ce = linear_cross_entropy(hidden, weight, targets, hint=rule)
+    rule = GradientHint(Hint(lambda positions, ce: HINTS[hint](weights, positions, ce), share), 1 / counts)
+    grad = (weights / counts).flatten()
+    with torch.compiler.set_stance("force_eager"), HostWaits([hidden, weight, targets, grad, weights, counts]) as found:
+        ce = linear_cross_entropy(hidden, weight, targets, hint=rule)
+        assert found.found == []
+        ce.backward(grad)
+    assert [wait.operation for wait in found.found] == waits
+
+
+def test_rows_beyond_the_foreseen_are_left_to_kernels_that_count_themselves(monkeypatch, witness):
+    as_if_on_accelerator(monkeypatch, True, triton=True)
+    hidden, weight, targets, weights, counts = hinted_example(0)
+    for wrong, rows in ((0.0, 0), (0.1, 6), (1.0, 60)):
+        rule = GradientHint(Hint(lambda positions, ce: weights[positions], wrong=wrong), 1 / counts)
+        ce = linear_cross_entropy(hidden, weight, targets, hint=rule)
         with witness() as backward:
             ce.backward((weights / counts).flatten())
-    assert len([name for name, _ in forward.calls if name == "mm"]) > 9
-    assert not WAITING & forward.names()
-    assert not forward.indexed_by_masks
-    assert [name for name, _ in backward.calls if name in WAITING] == ["nonzero", "nonzero"]
+        assert backward.rows_multiplied(VOCABULARY) == rows

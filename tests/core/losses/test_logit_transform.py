@@ -5,7 +5,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import wmtp_core.losses.fused
-import wmtp_core.losses.logits_chunk
 from wmtp_core import GradientHint, LogitTransform, linear_argmax, linear_cross_entropy
 from wmtp_core.losses.hints import StaticHint
 
@@ -16,15 +15,6 @@ TRANSFORMS = [
     LogitTransform(softcap=2.0),
     LogitTransform(0.7, 5.0),
 ]
-
-
-@pytest.fixture(params=[False, True], ids=["as on a CPU", "as on an accelerator"])
-def on_accelerator(request, monkeypatch):
-    """The form for an accelerator, run operation by operation here."""
-    for module in (wmtp_core.losses.fused, wmtp_core.losses.logits_chunk):
-        monkeypatch.setattr(module, "on_accelerator", lambda tensor: request.param)
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def example(dtype=torch.float32):

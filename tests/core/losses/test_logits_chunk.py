@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from wmtp_core.losses.logits_chunk import ChunkedLogits, CompiledChunkedLogits, rows_per_chunk
+from wmtp_core.losses import logits_chunk
+from wmtp_core.losses.compiled_chunk import CompiledChunkedLogits
+from wmtp_core.losses.logits_chunk import ChunkedLogits, rows_per_chunk
 
 ROWS, WIDTH, VOCABULARY = 13, 8, 70
 
@@ -40,3 +42,12 @@ def test_a_row_of_no_gradient_gives_nothing_whatever_its_logits():
 @pytest.mark.parametrize(("vocabulary", "rows"), [(2**13, 1536), (2**15, 384), (2**17, 384)])
 def test_a_chunk_is_never_of_few_rows(vocabulary, rows):
     assert rows_per_chunk(torch.empty(vocabulary, 1)) == rows
+
+
+@pytest.mark.parametrize(("vocabulary", "dtype", "gigabytes", "rows"), [
+    (2**15, torch.bfloat16, 80, 16384), (2**17, torch.bfloat16, 80, 4608), (2**17, torch.float32, 80, 2304),
+    (2**17, torch.bfloat16, 8, 1024),
+])  # fmt: skip
+def test_a_chunk_is_a_part_of_what_memory_a_device_has(monkeypatch, vocabulary, dtype, gigabytes, rows):
+    monkeypatch.setattr(logits_chunk, "device_memory", lambda device: gigabytes * 10**9)
+    assert rows_per_chunk(torch.empty(vocabulary, 1, dtype=dtype, device="meta")) == rows

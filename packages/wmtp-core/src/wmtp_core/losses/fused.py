@@ -9,8 +9,10 @@ the gradients of the rows that the hint keeps, and the backward compares the gra
 hinted one, up to one common factor, and corrects the difference. So the result is exact whatever the hint was, and a
 good hint makes it cheap: uniform weights cost 3U with a hint and 4U without, and a selected share s about (1 + 2·s)U.
 
-On an accelerator the forward never asks the device how many rows there are: every row of a chunk has its logits formed,
-target or not, and a fixed number of them its gradient. The backward counts the rows that it has to correct, twice.
+On an accelerator nobody asks the device how many rows there are, for which the host would wait: every row of a chunk
+has its logits formed, target or not, and a fixed number of them its gradient. The backward corrects a fixed number of
+rows, the share that the hint is known to get wrong at most; should there be more, kernels that look at the number
+themselves add the rest (`remaining_rows`). Where there is no Triton, the host waits once for that number.
 """
 
 import math
@@ -20,12 +22,10 @@ import torch
 from torch import Tensor
 
 from wmtp_core.errors import UserError
+from wmtp_core.losses.gradients import Gradients
 from wmtp_core.losses.hints import GradientHint
 from wmtp_core.losses.logit_transform import IDENTITY, LogitTransform
-from wmtp_core.losses.logits_chunk import LogitsChunk, chunked_logits, on_accelerator, rows_per_chunk
-
-# A hinted gradient within a few roundings of the real one is the real one: the two are products in another order.
-_TOLERANCE = 1e-6
+from wmtp_core.losses.logits_chunk import ChunkedLogits, chunked_logits, on_accelerator, rows_per_chunk
 
 
 def linear_cross_entropy(
@@ -89,7 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         valid = targets != ignore_index
         targets = targets.where(valid, 0)
         ce = hidden.new_zeros(len(hidden), dtype=torch.float32)
-        formed = _Gradients(hidden, weight, ctx.needs_input_grad) if hint is not None else None
+        formed = Gradients(hidden, weight, ctx.needs_input_grad) if hint is not None else None
         horizon = len(hint.per_head) if hint is not None else 1
         heads = torch.arange(horizon, device=hidden.device)
         count = len(hidden) // horizon
@@ -109,6 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 formed.add(chunk, rows, formed.select_rows(rows, hint.weights.share), formed.hinted)
         ctx.save_for_backward(hidden, weight, targets, valid)
         ctx.formed, ctx.transform = formed, transform
+        ctx.wrong = 1.0 if hint is None else hint.weights.wrong
         return ce
 
     @staticmethod
@@ -117,92 +118,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden, weight, targets, valid = ctx.saved_tensors
         grad = grad_ce.where(valid, 0)
         # What was formed ahead is spent by the first backward; one more over a retained graph forms everything anew.
+        wrong = 1.0
         if ctx.formed is not None:
-            gradients, ctx.formed = ctx.formed, None
+            gradients, ctx.formed, wrong = ctx.formed, None, ctx.wrong
             grad = gradients.reconcile(grad)
         else:
-            gradients = _Gradients(hidden, weight, ctx.needs_input_grad)
-        max_rows = min(rows_per_chunk(weight), max(1, len(hidden)))
-        logits = chunked_logits(weight, max_rows, ctx.transform)
-        hinted = gradients.hinted != 0
-        # A row that was hinted lacks only a part of the weight's gradient; one that was not lacks everything.
-        for missing, hidden_too in (((grad != 0) & hinted), False), (((grad != 0) & ~hinted), True):
-            for rows in missing.nonzero().squeeze(-1).split(max_rows):
-                if len(rows):
-                    gradients.add(logits.form(hidden[rows], targets[rows]), rows, None, grad, hidden_too)
+            gradients = Gradients(hidden, weight, ctx.needs_input_grad)
+        logits = chunked_logits(weight, min(rows_per_chunk(weight), max(1, len(hidden))), ctx.transform)
+        if on_accelerator(hidden):
+            _add_without_counting(gradients, logits, grad, targets, math.ceil(wrong * len(hidden)))
+        else:
+            _add_counted(gradients, logits, grad, targets)
         return gradients.grad_hidden, gradients.grad_weight_as(weight.dtype), None, None, None, None
 
 
-class _Gradients:
-    """Gradients of the hidden states and of the weight, formed from some rows at a time."""
+def _add_counted(gradients: Gradients, logits: ChunkedLogits, missing: Tensor, targets: Tensor) -> None:
+    """Add what is missing, float32 `[N]`, of exactly the rows of which something is."""
+    hinted = gradients.hinted != 0
+    # A row that was hinted lacks only a part of the weight's gradient; one that was not lacks everything.
+    for of, hidden_too in (((missing != 0) & hinted), False), (((missing != 0) & ~hinted), True):
+        for rows in of.nonzero().squeeze(-1).split(logits.rows):
+            if len(rows):
+                gradients.add(logits.form(gradients.inputs[rows], targets[rows]), rows, None, missing, hidden_too)
 
-    def __init__(self, inputs: Tensor, weight: Tensor, needed: tuple[bool, ...]) -> None:
-        self.inputs, self.weight = inputs, weight
-        self.grad_hidden = torch.zeros_like(inputs) if needed[0] else None
-        self.grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
-        self.hinted = torch.zeros(len(inputs), device=inputs.device)  # [N], of the rows that are formed ahead
 
-    def take_hint(self, rows: Tensor, hinted: Tensor) -> None:
-        """Note the gradients float32 `[r]` that the losses of these rows will probably receive."""
-        # What is not a number, or of a size that another factor would overflow, is no hint.
-        self.hinted[rows] = hinted.where((hinted.abs() > 1e-25) & (hinted.abs() < 1e25), 0)
-
-    def select_rows(self, rows: Tensor, share: float) -> Tensor:
-        """Return which of the rows to form ahead, int64, ascending indices into `rows`; drop the hint of the others."""
-        max_rows = min(len(rows), math.ceil(share * len(rows) + math.sqrt(len(rows)) / 2))  # a chunk's share varies so
-        wanted = self.hinted[rows] != 0
-        if on_accelerator(rows):
-            kept = wanted.byte().argsort(descending=True, stable=True)[:max_rows].sort().values  # a fixed number
-        else:
-            kept = wanted.nonzero().squeeze(-1)[:max_rows]
-        formed = self.hinted[rows[kept]]
-        self.hinted[rows] = 0
-        self.hinted[rows[kept]] = formed
-        return kept
-
-    def add(
-        self, chunk: LogitsChunk, rows: Tensor, kept: Tensor | None, grad_losses: Tensor, hidden_too: bool = True
-    ) -> None:
-        """Add what gradients of some losses of a chunk give.
-
-        Args:
-            chunk: of logits.
-            rows: int64 `[r]`, its rows.
-            kept: which of them, as indices into `rows`; None: all.
-            grad_losses: float32 `[N]`, the gradient of each loss.
-            hidden_too: also write the hidden states' gradients.
-        """
-        chosen = rows if kept is None else rows[kept]
-        incoming = grad_losses[chosen]  # [k]
-        whole = kept is None or len(kept) == len(rows)
-        grad_logits = chunk.gradients(None if whole else kept, incoming)  # [k, V]
-        if self.grad_hidden is not None and hidden_too:
-            self.grad_hidden[chosen] = grad_logits @ self.weight
-        if self.grad_weight is not None:
-            inputs = self.inputs[chosen].where(incoming[:, None] != 0, 0)  # [k, D]: 0 · NaN would be NaN
-            if inputs.dtype == torch.float32:
-                self.grad_weight.addmm_(grad_logits.T, inputs)
-            else:
-                self.grad_weight += grad_logits.T @ inputs
-
-    def reconcile(self, grad: Tensor) -> Tensor:
-        """Turn what was formed for the hint into what `grad` float32 `[N]` asks for; returns what is missing, `[N]`."""
-        both = (self.hinted != 0) & (grad != 0)
-        first = both.int().argmax(keepdim=True)  # [1]: an index of no dimension would be read on the host
-        factor = (grad[first] / self.hinted[first]).where(both[first], 0)
-        residual = grad - factor * self.hinted
-        # A bad hint is not corrected but dropped: what is large and then taken away again leaves its rounding behind.
-        factor = factor.where(residual.abs().sum() <= grad.abs().sum() / 2, 0)
-        residual = grad - factor * self.hinted
-        # Not `>`: a gradient that is not finite is missing, too.
-        residual = residual.where(~(residual.abs() <= _TOLERANCE * grad.abs()), 0)
-        if self.grad_hidden is not None:
-            self.grad_hidden.mul_((grad / self.hinted).where(self.hinted != 0, 0).unsqueeze(-1))
-        if self.grad_weight is not None:
-            # In place: it is the largest tensor here.
-            self.grad_weight.mul_(factor).masked_fill_(factor == 0, 0)
-        return residual
-
-    def grad_weight_as(self, dtype: torch.dtype) -> Tensor | None:
-        """Return the weight's gradient in the weight's dtype; it was summed in float32."""
-        return None if self.grad_weight is None else self.grad_weight.to(dtype)
+def _add_without_counting(
+    gradients: Gradients, logits: ChunkedLogits, missing: Tensor, targets: Tensor, budget: int
+) -> None:
+    """Add what is missing, float32 `[N]`, in a fixed number of rows, and then whatever there is beyond these."""
+    not_hinted = gradients.hinted == 0
+    order = (missing != 0).byte().argsort(descending=True, stable=True)  # [N], those that lack something first
+    for rows in order[:budget].split(logits.rows) if budget else ():
+        chunk = logits.form(gradients.inputs[rows], targets[rows])
+        gradients.add(chunk, rows, None, missing, not_hinted[rows])
+    if budget < len(order):
+        logits.add_beyond(gradients, missing, targets, order, budget)

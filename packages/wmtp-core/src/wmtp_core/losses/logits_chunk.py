@@ -3,8 +3,7 @@
 Memory that is freed and taken again is slow on a CPU, and results kept between large temporaries pin the heap.
 """
 
-import functools
-from collections.abc import Callable
+import importlib.util
 from typing import Any, Protocol
 
 import torch
@@ -58,6 +57,22 @@ class ChunkedLogits:
             logits.copy_(torch.mm(hidden, self.weight.T, out=self.buffer("product", len(hidden), hidden.dtype)))
         return _SoftmaxInPlace(self, self.transform.apply_(logits), targets)
 
+    def add_beyond(self, gradients: Any, missing: Tensor, targets: Tensor, order: Tensor, done: int) -> None:
+        """Add what the rows `order[done:]` lack; the host waits for their number.
+
+        Args:
+            gradients: a `Gradients`.
+            missing: float32 `[N]`, gradients of losses that have not been added.
+            targets: int64 `[N]`.
+            order: int64 `[N]`, rows, those that lack something first.
+            done: how many of them lack nothing any more.
+        """
+        count = int((missing != 0).sum())
+        for rows in order[done : max(done, count)].split(self.rows):
+            if len(rows):
+                chunk = self.form(gradients.inputs[rows], targets[rows])
+                gradients.add(chunk, rows, None, missing, gradients.hinted[rows] == 0)
+
     def buffer(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
         """Return `[rows, V]` of memory that the next caller of this name gets again."""
         if name not in self._buffers or len(self._buffers[name]) < rows:
@@ -106,37 +121,22 @@ class _SoftmaxInPlace:
         return z.square_().neg_().add_(1)
 
 
-class CompiledChunkedLogits(ChunkedLogits):
-    """The same for an accelerator: two fused kernels, one read of the logits each, in the weight's own dtype.
-
-    `TORCHDYNAMO_DISABLE=1` in the environment runs them operation by operation, where no compiler is installed.
-    """
-
-    def form(self, hidden: Tensor, targets: Tensor) -> LogitsChunk:
-        """Form a chunk as the base class does; rows of gradient 0 give 0, whatever their logits."""
-        logits = torch.mm(hidden, self.weight.T, out=self.buffer("logits", len(hidden), self.weight.dtype))
-        return _CompiledChunk(self, logits, targets)
-
-
-class _CompiledChunk:
-    def __init__(self, buffers: ChunkedLogits, logits: Tensor, targets: Tensor) -> None:
-        self._buffers, self._logits, self._targets = buffers, logits, targets
-        self._how = (buffers.transform.scale, buffers.transform.softcap)
-        self.losses, self._peaks, self._sums = _compiled(_losses)(logits, targets, *self._how)
-
-    def gradients(self, kept: Tensor | None, grad_losses: Tensor) -> Tensor:
-        if kept is None:
-            write, scales = _compiled(_write_gradients), grad_losses / self._sums
-            return write(self._logits, self._logits, self._peaks, scales, self._targets, grad_losses, *self._how)
-        write, scales = _compiled(_write_kept_gradients), grad_losses / self._sums[kept]
-        out = self._buffers.buffer("kept", len(kept), self._logits.dtype)
-        targets = self._targets[kept]
-        return write(out, self._logits, kept, self._peaks[kept], scales, targets, grad_losses, *self._how)
-
-
 def chunked_logits(weight: Tensor, rows: int, transform: LogitTransform = IDENTITY) -> ChunkedLogits:
     """Return what forms chunks of at most `rows` rows on the weight's device."""
-    return (CompiledChunkedLogits if on_accelerator(weight) else ChunkedLogits)(weight, rows, transform)
+    if not on_accelerator(weight):
+        return ChunkedLogits(weight, rows, transform)
+    if has_triton(weight):
+        from wmtp_core.losses.triton_chunk import TritonChunkedLogits
+
+        return TritonChunkedLogits(weight, rows, transform)
+    from wmtp_core.losses.compiled_chunk import CompiledChunkedLogits
+
+    return CompiledChunkedLogits(weight, rows, transform)
+
+
+def has_triton(tensor: Tensor) -> bool:
+    """Return whether Triton's kernels run where the tensor is."""
+    return tensor.device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def on_accelerator(tensor: Tensor) -> bool:
@@ -147,50 +147,17 @@ def on_accelerator(tensor: Tensor) -> bool:
 def rows_per_chunk(weight: Tensor) -> int:
     """Return how many rows of logits are formed at once for an unembedding `[V, D]`.
 
-    The weight's gradient is read and written once a chunk, so a chunk of few rows is slow however small its memory.
+    The weight's gradient is read and written once a chunk, so a chunk of few rows is slow however small its memory. On
+    an accelerator a chunk takes up to 1/64 of all memory that the device has: of all, and not of what is free, because
+    other chunks add up to other roundings, and a run is to give the same whatever else lies there.
     """
     if weight.device.type == "cpu":
         return max(384, 3 * 2**22 // len(weight))
-    return max(1024, 2**27 // len(weight))
+    row = len(weight) * weight.element_size()
+    return min(max(1024, device_memory(weight.device) // 64 // row // 256 * 256), 2**14)
 
 
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function, only once it is called: the compiler takes seconds to import."""
-    return torch.compile(function, dynamic=True)
-
-
-def _losses(logits: Tensor, targets: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return losses, and of each row the largest logit and the sum of exp(logit − largest).
-
-    As one number they would round.
-    """
-    transformed = LogitTransform(scale, softcap)(logits.float())
-    peaks = transformed.amax(dim=-1)
-    shifted = transformed - peaks[:, None]
-    sums = shifted.exp().sum(dim=-1)
-    return (sums.log() - shifted.gather(1, targets[:, None]).squeeze(1)).clamp(min=0), peaks, sums
-
-
-def _write_gradients(
-    out: Tensor,
-    logits: Tensor,
-    peaks: Tensor,
-    scales: Tensor,
-    targets: Tensor,
-    grad_losses: Tensor,
-    scale: float,
-    softcap: float | None,
-) -> Tensor:
-    at_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]  # [k, V]
-    transformed = LogitTransform(scale, softcap)(logits.float())
-    gradients = (transformed - peaks[:, None]).exp() * scales[:, None] - at_target * grad_losses[:, None]
-    if scale != 1:
-        gradients = gradients * scale
-    if softcap is not None:
-        gradients = gradients * (1 - (transformed / softcap).square())
-    return out.copy_(gradients.where(grad_losses[:, None] != 0, 0))
-
-
-def _write_kept_gradients(out: Tensor, logits: Tensor, kept: Tensor, *others: Any) -> Tensor:
-    return _write_gradients(out, logits[kept], *others)
+def device_memory(device: torch.device) -> int:
+    """Return the bytes of memory that an accelerator has."""
+    properties = getattr(torch, device.type).get_device_properties(device)
+    return int(properties.total_memory)

@@ -4,7 +4,8 @@ A token that a head was not selected to learn has a gradient of exactly 0 in all
 head's own layer: in its MLP, its output and its query projection. Keys and values still matter to other tokens, so
 there, as everywhere in the trunk, most rows are non-zero and the product is the dense one.
 
-Each layer's backward counts its rows, for which the host waits on an accelerator.
+On an accelerator all rows are multiplied: how many of them are zero is known to the device alone, and a host that asks
+for it in each layer costs more than the rows.
 """
 
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from wmtp_core.losses.logits_chunk import on_accelerator
 
 # Gathering costs about as much as it saves when nearly all rows take part.
 _WORTH_IT = 0.9
@@ -82,8 +85,10 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of input, weight and bias; an empty tensor for what is not asked for."""
     flat_x, flat_grad = x.flatten(0, -2), grad.flatten(0, -2)  # [n, in], [n, out]
-    rows = (flat_grad != 0).any(dim=-1).nonzero().squeeze(-1)
-    sparse = len(rows) < _WORTH_IT * len(flat_grad)
+    sparse = False
+    if not on_accelerator(grad):
+        rows = (flat_grad != 0).any(dim=-1).nonzero().squeeze(-1)
+        sparse = len(rows) < _WORTH_IT * len(flat_grad)
     if sparse:
         flat_x, flat_grad = flat_x[rows], flat_grad[rows]
     grad_x, grad_weight, grad_bias = x.new_empty(0), weight.new_empty(0), grad.new_empty(0)
