@@ -81,7 +81,12 @@ def bench_selection(options: Options) -> None:
     print(f"{options.command}\n{machine}\n{versions}\n", flush=True)
     times = list(selection_times(options.quick))
     print(selection_table(times))
-    record = {"command": options.command, "machine": machine, "versions": versions, "selection": list(map(asdict, times))}
+    record = {
+        "command": options.command,
+        "machine": machine,
+        "versions": versions,
+        "selection": list(map(asdict, times)),
+    }
     (options.output / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

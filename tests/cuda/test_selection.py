@@ -49,7 +49,9 @@ def moved(found, device):
     return replace(found, **{name: x.to(device) for name, x in tensors.items() if isinstance(x, torch.Tensor)})
 
 
-@pytest.mark.parametrize("rule", [Rho1Weighting(0.6, scope) for scope in ("batch", "sequence")] + [RandomWeighting(0.6)])
+@pytest.mark.parametrize(
+    "rule", [Rho1Weighting(0.6, scope) for scope in ("batch", "sequence")] + [RandomWeighting(0.6)]
+)
 def test_a_rule_that_selects(device, rule):
     found, ce, values = inputs()
     expected, plan = rule.plan(found), rule.plan(moved(found, device))

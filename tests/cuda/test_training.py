@@ -31,7 +31,7 @@ def settings_of(make_settings, write_deepspeed, wide_llama):
 
 
 def trained_by(settings, mesh):
-    """Every weight after some steps of the trainer, how far all went, and the rows that it saw."""
+    """How far every weight went in some steps of the trainer's loop."""
     trainer = trainer_class(settings.algo)(settings, mesh)
     loop, run = trainer.loop, trainer.run
     start = loop.engine.full_state_dict()
@@ -70,13 +70,15 @@ def test_zero_stages_train_alike_and_as_on_the_cpu(processes, settings_of, relat
 def test_bf16_with_float32_sums_goes_the_same_way(processes, settings_of, relative_error):
     low = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     full = trained_by(settings_of("full", 1), processes)
-    for stage in (1, 2, 3):
-        found = trained_by(settings_of(f"low_{stage}", stage, deepspeed=low), processes)
-        assert relative_error(list(found.values()), list(full.values())) <= 0.7, stage  # Adam's signs, and rounding
+    updates = {s: trained_by(settings_of(f"low_{s}", s, deepspeed=low), processes) for s in (1, 2, 3)}
+    for stage, update in updates.items():
+        assert relative_error(list(update.values()), list(full.values())) <= 0.2, stage
+        assert relative_error(list(update.values()), list(updates[1].values())) <= 0.05, stage
 
 
-@pytest.mark.parametrize("algo", ["rho1-wmtp", "critic-wmtp"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("algo", "stage"), [*(("rho1-wmtp", stage) for stage in range(4)), ("critic-wmtp", 2), ("random", 1)]
+)
 def test_half_a_run_and_its_resumption_are_a_whole_run_bit_for_bit(processes, settings_of, tmp_path, algo, stage):
     changes = {"algo": algo, "save_every": 2, "critic": {"value_warmup_steps": 1}}
     whole, halves = settings_of("whole", stage, **changes), settings_of("halves", stage, resume=True, **changes)

@@ -29,7 +29,9 @@ def run(record: Record, task: Task) -> None:
     peak = device_peak(device)
     share = f", {flop / peak:.0%} of the {peak / 1e12:.0f} TFLOP/s that MFU is a share of" if peak else ""
     record.put(
-        "product", {"size": size, "flop_per_second": flop}, f"A product of {size}³ in bf16: {flop / 1e12:.3g} TFLOP/s{share}."
+        "product",
+        {"size": size, "flop_per_second": flop},
+        f"A product of {size}³ in bf16: {flop / 1e12:.3g} TFLOP/s{share}.",
     )
 
 

@@ -20,7 +20,9 @@ def run(record: Record, task: Task) -> None:
     """Compare all forms, shape by shape."""
     skipped: dict[str, str] = {}
     record.put("legend", LEGEND, LEGEND)
-    for comparison in loss_comparisons(torch.device(task.device), torch.bfloat16, 2 if task.quick else 5, task.quick, skipped):
+    for comparison in loss_comparisons(
+        torch.device(task.device), torch.bfloat16, 2 if task.quick else 5, task.quick, skipped
+    ):
         section = f"{to_markdown(comparison)}\n{targets_table(_targets(comparison))}"
         record.put(comparison.title, asdict(comparison), section)
     for what, reason in skipped.items():

@@ -55,7 +55,9 @@ class Report:
         for part in PARTS:
             record = by_name.get(part.name)
             if record is None or record.status == NOT_RUN:
-                why = "no GPU was at hand" if self.device is None else "not reached" if record is None else record.reason
+                why = (
+                    "no GPU was at hand" if self.device is None else "not reached" if record is None else record.reason
+                )
                 lines += [f"* {part.name}: {item}: {why}" for item in part.items]
             else:
                 lines += [f"* {part.name}: {what}: {why}" for what, why in record.missing.items()]

@@ -18,7 +18,9 @@ NEXT_TOKEN = "next token, fused"
 def run(record: Record, task: Task) -> None:
     """Compare all algorithms, shape by shape."""
     skipped: dict[str, str] = {}
-    for comparison in step_comparisons(torch.device(task.device), torch.bfloat16, 2 if task.quick else 5, task.quick, skipped):
+    for comparison in step_comparisons(
+        torch.device(task.device), torch.bfloat16, 2 if task.quick else 5, task.quick, skipped
+    ):
         section = f"{to_markdown(comparison)}\n{targets_table(_targets(comparison))}"
         record.put(comparison.title, asdict(comparison), section)
     for what, reason in skipped.items():

@@ -27,7 +27,17 @@ from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.settings.schema import Settings
 from wmtp_train.trainer import BaseWmtpTrainer
 
-_HEAD = ["model", "algorithm", "parameters", "tokens a step", "s a step", "tokens/s", "MFU", "peak memory", "s to start"]
+_HEAD = [
+    "model",
+    "algorithm",
+    "parameters",
+    "tokens a step",
+    "s a step",
+    "tokens/s",
+    "MFU",
+    "peak memory",
+    "s to start",
+]
 _NOTE = (
     "Steps of the trainer on random tokens, four heads, bf16, packed rows, scored ahead where there is a reference. "
     "MFU: what the model's products need, over the data sheet's peak; recomputation does not count, nor does what "
