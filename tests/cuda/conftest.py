@@ -1,4 +1,4 @@
-"""What only a GPU shows. `WMTP_TEST_DEVICE=cpu` runs these tests on a CPU: that shows nothing, but that they are right."""
+"""What only a GPU shows. `WMTP_TEST_DEVICE=cpu` runs the same on a CPU, to see that the tests are right."""
 
 import os
 import sys

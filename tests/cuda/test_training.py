@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 import torch
-from benchmarks.training import Alone, LocalEngine
 from safetensors.torch import load_file
 
+from benchmarks.training import Alone, LocalEngine
 from wmtp_core import Rho1Weighting
 from wmtp_train.algorithms import trainer_class
 from wmtp_train.build_models import build_policy_from_settings, load_reference

@@ -8,9 +8,9 @@ from pathlib import Path
 import deepspeed
 import pytest
 import torch
+
 from benchmarks.step_shape import StepShape
 from benchmarks.training import STEP_VARIANTS, TrainingStep
-
 from wmtp_train.algorithms import trainer_class
 
 pytestmark = pytest.mark.cuda

@@ -32,7 +32,7 @@ PARTS = [
             "losses and gradients of `linear_cross_entropy` against float64: dtypes, hints, soft-cap",
             "every kernel for a chunk of logits against the plain one",
             "selection and weights exactly those of the CPU",
-            "policy forward and backward against the CPU: every kind of heads, attention, `model.compile`, `model.liger`",
+            "policy against the CPU: kinds of heads, attention, checkpointing, `model.compile`, `model.liger`",
             "ZeRO stages 0 to 3 with one process, against each other and against the CPU",
             "a resumed run equal to a whole one, bit by bit",
             "no waiting for the device between two logs",
@@ -41,15 +41,13 @@ PARTS = [
     Part(
         "loss",
         0.20,
-        (
-            "the loss op at V = 32k and 128k, D = 2048, 8k tokens × 4 heads, bf16: time and memory of all forms and peers",
-        ),
+        ("the op at V = 32k and 128k, D = 2048, 8k tokens × 4 heads, bf16: all forms and peers, time and memory",),
     ),
     Part(
         "step",
         0.20,
         (
-            "whole steps at 1B-like shapes, V = 32k and 128k: mtp-baseline naive and fused, rho1 scored and live, critic",
+            "whole steps at 1B-like shapes, V = 32k and 128k: mtp-baseline naive and fused, rho1, critic",
             "mtp-baseline's step over a plain next-token step, beside the ratio of their FLOP",
         ),
     ),

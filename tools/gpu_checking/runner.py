@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -67,10 +68,8 @@ def _wait(command: list[str], environment: dict[str, str], printed: IO[bytes], s
     except subprocess.TimeoutExpired:
         return None
     finally:
-        try:
+        with suppress(ProcessLookupError):  # it left nothing behind
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it left nothing behind
         process.wait()
 
 

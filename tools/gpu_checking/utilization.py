@@ -1,4 +1,4 @@
-"""Model FLOP utilization (Chowdhery et al., arXiv 2204.02311, appendix B): what a step has to compute, over the peak."""
+"""Model FLOP utilization (Chowdhery et al., arXiv 2204.02311, B): what a step computes, over the peak."""
 
 import torch
 from torch import nn
