@@ -1,11 +1,13 @@
 """Training steps to time: the step that trains, in one process and without DeepSpeed, for every algorithm compared."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from benchmarks.step_shape import StepShape, frequent_and_rare_tokens, small_llama
 from wmtp_core import (
@@ -123,10 +125,13 @@ class TrainingStep:
         torch.manual_seed(0)
         self.batch = _batch(shape, has_rewards=variant.has_critic).to(device)
         horizon = 1 if variant.next_token else shape.horizon
-        with device:  # weights are drawn there: a processor takes minutes for a billion
-            trunk = small_llama(shape) if beside is None else beside.policy.unwrap()
-            self.policy = MtpForCausalLM.wrap(trunk, horizon, head_kind=variant.head_kind)
-            reference = None if variant.reference == "none" else ReferenceModel(small_llama(shape))
+        if beside is None:
+            self.policy = MtpForCausalLM.wrap(_llama(shape, device), horizon, head_kind=variant.head_kind).to(device)
+        else:  # as `wrap` does it, whose look at the trunk was taken
+            config = copy.deepcopy(beside.policy.config)
+            config.horizon, config.head_kind = horizon, variant.head_kind
+            self.policy = MtpForCausalLM(config, beside.policy.unwrap()).to(device)
+        reference = None if variant.reference == "none" else ReferenceModel(_llama(shape, device)).to(device)
         if reference is not None and variant.reference == "scored":
             with self.autocast:
                 scores = reference.token_losses(self.batch.input_ids, document_ids=self.batch.document_ids)
@@ -169,6 +174,12 @@ class TrainingStep:
         logits = self.policy.head_logits(input_ids, document_ids=document_ids)  # [B, S, H, V]
         targets, valid = mtp_targets(input_ids, logits.shape[2], document_ids=document_ids)
         return MtpOutput(dense_cross_entropy(logits, targets), valid, None)
+
+
+def _llama(shape: StepShape, device: torch.device) -> PreTrainedModel:
+    """Return a new Llama in main memory, drawn on the device: a processor takes long for a billion weights."""
+    with device:
+        return small_llama(shape).cpu()
 
 
 def _batch(shape: StepShape, has_rewards: bool) -> Batch:
