@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from benchmarks.options import Options, add_options, check_options
 from benchmarks.parts import PARTS, measure_parts
-from benchmarks.report import draw_parts
+from benchmarks.plots import draw_parts
 from benchmarks.step_shape import StepShape
 from benchmarks.training import STEP_VARIANTS
 from wmtp_core import UserError

@@ -1,6 +1,11 @@
 """What was measured of several variants on one shape."""
 
+import gc
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
 
 from wmtp_lab.measure.stopwatch import Sample, Spread, clocks, ratios, spread
 
@@ -55,3 +60,27 @@ class Comparison:
     @property
     def _first(self) -> Measurement:
         return next(iter(self.measurements.values()))
+
+
+Operation = TypeVar("Operation", bound=Callable[[], Any])
+
+
+def those_that_fit(operations: Mapping[str, Operation], title: str, skipped: dict[str, str]) -> dict[str, Operation]:
+    """Run every operation once, and return those for which the device's memory was enough.
+
+    Args:
+        operations: by name.
+        title: of the shape.
+        skipped: receives those that did not fit.
+    """
+    fit = {}
+    for name, operation in operations.items():
+        try:
+            operation()
+            fit[name] = operation
+        except torch.OutOfMemoryError as error:
+            skipped[f"{name}, {title}"] = str(error).splitlines()[0]
+        gc.collect()  # what the one that failed held
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return fit

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.comparison import Comparison, Measurement
+from benchmarks.comparison import Comparison, Measurement, those_that_fit
 from benchmarks.equality import check_loss_variant
 from benchmarks.loss_variants import LossResult, LossVariant, loss_variants, share_hinted_wrong
 from benchmarks.problems import LossProblem, LossShape, make_loss_problem
@@ -18,7 +18,7 @@ from wmtp_lab.measure.stopwatch import interleaved
 CHECKED = LossShape(vocab_size=131072, positions=48, hidden_size=32)
 _TINY = LossShape(vocab_size=512, positions=16, hidden_size=16)
 _LARGE_ON_CPU = [LossShape(8192, 1024, 512), LossShape(32768, 512, 512), LossShape(131072, 128, 512)]
-_LARGE_ON_CUDA = [LossShape(8192, 4096, 2048), LossShape(32768, 4096, 2048), LossShape(131072, 4096, 2048)]
+_LARGE_ON_CUDA = [LossShape(32768, 8192, 2048), LossShape(131072, 8192, 2048)]
 _QUICK = [LossShape(8192, 32, 32)]
 # A CPU takes long for the positions of a real batch; once, for the memory, it can.
 _MEMORY_POSITIONS_ON_CPU = {8192: 4096, 32768: 4096, 131072: 512}
@@ -47,7 +47,7 @@ def loss_comparisons(
         positions = shape.positions
         if device.type == "cpu" and not quick:
             positions = _MEMORY_POSITIONS_ON_CPU[shape.vocab_size]
-        yield _compare(variants, errors, shape, replace(shape, positions=positions), device, dtype, rounds)
+        yield _compare(variants, errors, shape, replace(shape, positions=positions), device, dtype, rounds, skipped)
 
 
 def _compare(
@@ -58,24 +58,38 @@ def _compare(
     device: torch.device,
     dtype: torch.dtype,
     rounds: int,
+    skipped: dict[str, str],
 ) -> Comparison:
+    title = f"V = {shape.vocab_size}, {shape.positions} positions × {shape.horizon} heads, D = {shape.hidden_size}"
+    problem = make_loss_problem(shape, device, dtype)
+    operations: dict[str, Callable[[], LossResult]] = {name: partial(v, problem) for name, v in variants.items()}
+    operations = those_that_fit(operations, title, skipped)
     peaks: dict[str, int] = {}
-    if why_not_measured(device) is None:
-        for name in variants:
+    if device.type == "cuda":  # in this process, and so on the problem that is there
+        for name, operation in operations.items():
+            here = partial(_without_gradients, problem, operation)
+            peaks[name] = peak_memory(here, here, device)
+    elif why_not_measured(device) is None:
+        for name in operations:
             prepare = partial(prepare_loss, name, device=device, dtype=dtype)
             peaks[name] = peak_memory(partial(prepare, shape=_TINY), partial(prepare, shape=memory_shape), device)
-    problem = make_loss_problem(shape, device, dtype)
-    samples = interleaved({name: partial(variant, problem) for name, variant in variants.items()}, rounds, device)
+    samples = interleaved(operations, rounds, device)
     measurements = {}
-    for name, variant in variants.items():
+    for name in operations:
+        variant = variants[name]
         measurements[name] = Measurement(samples[name], errors[name], peaks.get(name))
         if not variant.is_peer:
             flop, hinted_wrong = inspect(variant, problem)
             measurements[name] = replace(
                 measurements[name], pass_flop=flop / shape.pass_flop, hinted_wrong=hinted_wrong
             )
-    title = f"V = {shape.vocab_size}, {shape.positions} positions × {shape.horizon} heads, D = {shape.hidden_size}"
     return Comparison("loss", title, asdict(shape), asdict(memory_shape), measurements)
+
+
+def _without_gradients(problem: LossProblem, operation: Callable[[], LossResult]) -> Callable[[], LossResult]:
+    """Return the operation, on a problem that holds no gradients of another one."""
+    problem.hidden.grad = problem.weight.grad = None
+    return operation
 
 
 def prepare_loss(name: str, shape: LossShape, device: torch.device, dtype: torch.dtype) -> Callable[[], LossResult]:

@@ -131,14 +131,17 @@ def measure_parts(
 def _mark_inside(policy: MtpForCausalLM, mark: Mark) -> None:
     """Mark where trunk and heads end, forward and backward: a gradient that arrives says that what follows is done."""
 
+    before_trunk = "heads backward" if len(policy.heads) else "loss backward"
+
     def after_trunk(_module: nn.Module, _inputs: tuple[Tensor, ...], output: ModelOutput) -> None:
         mark("trunk forward")
         # Its backward begins when those of the later heads, which ran after it, are done.
-        output.last_hidden_state.register_hook(lambda _gradient: mark("heads backward"))
+        output.last_hidden_state.register_hook(lambda _gradient: mark(before_trunk))
 
     def after_heads(_module: nn.Module, _inputs: tuple[Any, ...], states: list[Tensor]) -> None:
         mark("heads forward")
-        states[-1].register_hook(lambda _gradient: mark("loss backward"))
+        if states:
+            states[-1].register_hook(lambda _gradient: mark("loss backward"))
 
     policy.causal_lm.base_model.register_forward_hook(after_trunk)
     policy.heads.register_forward_hook(after_heads)

@@ -18,6 +18,11 @@ class StepShape:
     layers: int
     horizon: int = 4
 
+    @property
+    def pass_flop(self) -> int:
+        """U: floating-point operations of one product of all rows of all heads with the unembedding."""
+        return 2 * self.batch * self.length * self.horizon * self.hidden_size * self.vocab_size
+
 
 def small_llama(shape: StepShape) -> PreTrainedModel:
     """Return a new Llama, drawn from torch's generator."""

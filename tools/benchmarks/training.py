@@ -1,11 +1,13 @@
 """Training steps to time: the step that trains, in one process and without DeepSpeed, for every algorithm compared."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from benchmarks.step_shape import StepShape, frequent_and_rare_tokens, small_llama
 from wmtp_core import (
@@ -38,6 +40,9 @@ class StepVariant:
     """Logits of all heads, and autograd."""
     has_critic: bool = False
     """The policy has a value head, which learns from rewards."""
+    head_kind: str = "layer"
+    next_token: bool = False
+    """Head 0 alone."""
 
 
 STEP_VARIANTS = {
@@ -46,6 +51,8 @@ STEP_VARIANTS = {
     "rho1, live reference": StepVariant(Rho1Weighting(), reference="live"),
     "rho1, scored": StepVariant(Rho1Weighting(), reference="scored"),
     "critic": StepVariant(CriticWeighting(), has_critic=True),
+    "mtp-baseline, sequential heads": StepVariant(UniformWeighting(), head_kind="sequential"),
+    "next token, fused": StepVariant(UniformWeighting(), next_token=True),
 }
 
 
@@ -101,6 +108,8 @@ class TrainingStep:
         device: where all is.
         dtype: float32, or bfloat16 for autocast around a float32 policy.
         mark: told where each part of a step ends.
+        beside: another step of this shape, whose trunk and optimizer this one shares: a device holds a model of a real
+            size once, and not for each variant.
     """
 
     def __init__(
@@ -110,12 +119,19 @@ class TrainingStep:
         device: torch.device,
         dtype: torch.dtype,
         mark: Mark = lambda part: None,
+        beside: "TrainingStep | None" = None,
     ) -> None:
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
         torch.manual_seed(0)
         self.batch = _batch(shape, has_rewards=variant.has_critic).to(device)
-        self.policy = MtpForCausalLM.wrap(small_llama(shape), shape.horizon).to(device)
-        reference = None if variant.reference == "none" else ReferenceModel(small_llama(shape)).to(device)
+        horizon = 1 if variant.next_token else shape.horizon
+        if beside is None:
+            self.policy = MtpForCausalLM.wrap(_llama(shape, device), horizon, head_kind=variant.head_kind).to(device)
+        else:  # as `wrap` does it, whose look at the trunk was taken
+            config = copy.deepcopy(beside.policy.config)
+            config.horizon, config.head_kind = horizon, variant.head_kind
+            self.policy = MtpForCausalLM(config, beside.policy.unwrap()).to(device)
+        reference = None if variant.reference == "none" else ReferenceModel(_llama(shape, device)).to(device)
         if reference is not None and variant.reference == "scored":
             with self.autocast:
                 scores = reference.token_losses(self.batch.input_ids, document_ids=self.batch.document_ids)
@@ -125,12 +141,16 @@ class TrainingStep:
             assert self.policy.value_head is not None
             scale = shape.hidden_size**-0.5  # at 0, where it starts, all values are 0 and all weights 1
             torch.nn.init.normal_(self.policy.value_head.value.weight, std=scale)
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-4)
+        if beside is None:
+            self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-4)
+        else:
+            self.optimizer, theirs = beside.optimizer, set(beside.policy.causal_lm.parameters())
+            self.optimizer.add_param_group({"params": [p for p in self.policy.parameters() if p not in theirs]})
         self.mark = mark
         self.step = Step(
             self._dense if variant.dense else self.policy,
             variant.weighting,
-            shape.horizon,
+            horizon,
             Alone(device),
             reference,
             RewardObjective(1.0) if variant.has_critic else None,
@@ -154,6 +174,12 @@ class TrainingStep:
         logits = self.policy.head_logits(input_ids, document_ids=document_ids)  # [B, S, H, V]
         targets, valid = mtp_targets(input_ids, logits.shape[2], document_ids=document_ids)
         return MtpOutput(dense_cross_entropy(logits, targets), valid, None)
+
+
+def _llama(shape: StepShape, device: torch.device) -> PreTrainedModel:
+    """Return a new Llama in main memory, drawn on the device: a processor takes long for a billion weights."""
+    with device:
+        return small_llama(shape).cpu()
 
 
 def _batch(shape: StepShape, has_rewards: bool) -> Batch:

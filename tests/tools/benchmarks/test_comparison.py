@@ -4,7 +4,8 @@ import matplotlib.image
 
 from benchmarks.comparison import Comparison, Measurement
 from benchmarks.parts import PARTS
-from benchmarks.report import draw_comparisons, draw_parts, to_markdown
+from benchmarks.plots import draw_comparisons, draw_parts
+from benchmarks.tables import to_markdown
 
 
 def _samples(*seconds: float) -> list[dict[str, float]]:

@@ -23,7 +23,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_step_has_the_gradients_of_its_dense_form(name: str, dtype: torch.dtype) -> None:
     error = step_benchmark.check_step(name, STEP_VARIANTS[name], CPU, dtype)
-    assert error <= (2e-4 if dtype == torch.float32 else 2e-2)
+    assert error <= (2e-4 if dtype == torch.float32 else 5e-2)
 
 
 def test_a_wrong_selection_is_noticed() -> None:

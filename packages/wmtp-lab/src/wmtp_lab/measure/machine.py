@@ -12,6 +12,8 @@ _PACKAGES = [
     "transformers",
     "deepspeed",
     "triton",
+    "datasets",
+    "flash-attn",
     "liger-kernel",
     "cut-cross-entropy",
     "wmtp-core",
