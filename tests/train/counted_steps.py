@@ -78,7 +78,7 @@ def count_waits(mesh, settings, plain=False, log=False):
     with ExitStack() as patches:
         for module in ASKING:
             patches.enter_context(patch.object(module, "on_accelerator", lambda tensor: True))
-        # Interpreted, the kernels of a GPU would take minutes; tests/core/losses/test_fused_hints.py counts their waits.
+        # Interpreted, a GPU's kernels would take minutes; tests/core/losses/test_fused_hints.py counts their waits.
         patches.enter_context(patch.object(CompiledChunkedLogits, "add_beyond", lambda *rows: None))
         patches.enter_context(patch.object(Batch, "to", lambda batch, device: waits.mark(to(batch, device))))
         patches.enter_context(torch.compiler.set_stance("force_eager"))

@@ -119,7 +119,7 @@ def _steps(shape: StepShape, device: torch.device, dtype: torch.dtype) -> dict[s
     steps: dict[str, TrainingStep] = {}
     for name, variant in STEP_VARIANTS.items():
         beside = next(iter(steps.values()), None)
-        steps[name] = TrainingStep(variant, shape, device, dtype, beside=beside)
+        steps[name] = TrainingStep(variant, shape, device, dtype, beside=beside, attention="auto")
     return steps
 
 

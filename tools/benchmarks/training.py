@@ -18,7 +18,8 @@ from wmtp_core import (
     dense_cross_entropy,
     mtp_targets,
 )
-from wmtp_models import MtpForCausalLM, MtpOutput, ReferenceModel
+from wmtp_models import MtpForCausalLM, MtpOutput, ReferenceModel, choose_attention, set_attention
+from wmtp_models.trunk.packing_layout import DocumentBounds
 from wmtp_train.algorithms.critic import RewardObjective
 from wmtp_train.data.batch import Batch
 from wmtp_train.ranks.mesh import Mesh
@@ -110,6 +111,7 @@ class TrainingStep:
         mark: told where each part of a step ends.
         beside: another step of this shape, whose trunk and optimizer this one shares: a device holds a model of a real
             size once, and not for each variant.
+        attention: as `model.attention`.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class TrainingStep:
         dtype: torch.dtype,
         mark: Mark = lambda part: None,
         beside: "TrainingStep | None" = None,
+        attention: str = "sdpa",
     ) -> None:
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
         torch.manual_seed(0)
@@ -132,6 +135,9 @@ class TrainingStep:
             config.horizon, config.head_kind = horizon, variant.head_kind
             self.policy = MtpForCausalLM(config, beside.policy.unwrap()).to(device)
         reference = None if variant.reference == "none" else ReferenceModel(_llama(shape, device)).to(device)
+        for model in (self.policy, reference):
+            if model is not None:
+                set_attention(model, choose_attention(model.causal_lm, True, attention, device, dtype).implementation)
         if reference is not None and variant.reference == "scored":
             with self.autocast:
                 scores = reference.token_losses(self.batch.input_ids, document_ids=self.batch.document_ids)
@@ -187,6 +193,8 @@ def _batch(shape: StepShape, has_rewards: bool) -> Batch:
     tokens = frequent_and_rare_tokens(shape)
     documents = (torch.arange(shape.length) * 2 // shape.length).expand(shape.batch, -1)
     positions = torch.arange(shape.length) - documents * -(-shape.length // 2)
+    starts = torch.arange(2 * shape.batch + 1, dtype=torch.int32) * shape.length // 2
+    starts[1::2] += shape.length % 2  # the first document of a row is the longer one
     rewards = torch.rand(shape.batch, 1).expand_as(tokens)
     return Batch(
         input_ids=tokens,
@@ -195,4 +203,5 @@ def _batch(shape: StepShape, has_rewards: bool) -> Batch:
         document_ids=documents,
         row_ids=torch.arange(shape.batch),
         rewards=rewards if has_rewards else None,
+        bounds=DocumentBounds(starts, -(-shape.length // 2)),
     )

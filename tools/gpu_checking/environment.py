@@ -6,10 +6,10 @@ import torch
 
 from gpu_checking.parts import Task
 from gpu_checking.record import Record
-from gpu_checking.utilization import device_peak
 from wmtp_lab.measure.machine import describe_machine, describe_versions
 from wmtp_lab.measure.stopwatch import interleaved, spread
 from wmtp_lab.tables import markdown_table
+from wmtp_train.metrics.mfu import peak_flop_per_second
 
 _SMI = ["driver_version", "memory.total", "memory.used", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit"]
 
@@ -26,7 +26,7 @@ def run(record: Record, task: Task) -> None:
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     samples = interleaved({"product": lambda: a @ b}, 5, device)["product"]
     flop = 2 * size**3 / spread([sample.get("cuda", sample.get("wall", 0.0)) for sample in samples]).median
-    peak = device_peak(device)
+    peak = peak_flop_per_second(device, None)
     share = f", {flop / peak:.0%} of the {peak / 1e12:.0f} TFLOP/s that MFU is a share of" if peak else ""
     record.put(
         "product",

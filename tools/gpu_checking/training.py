@@ -14,7 +14,6 @@ from gpu_checking.parts import Task
 from gpu_checking.random_corpus import write_corpus, write_reference, write_tokenizer
 from gpu_checking.record import Record
 from gpu_checking.sizes import QUICK, SIZES, Size
-from gpu_checking.utilization import device_peak, step_flop
 from wmtp_lab.tables import DASH, markdown_table
 from wmtp_models import weights_fingerprint
 from wmtp_train.algorithms import trainer_class
@@ -40,7 +39,7 @@ _HEAD = [
 ]
 _NOTE = (
     "Steps of the trainer on random tokens, four heads, bf16, packed rows, scored ahead where there is a reference. "
-    "MFU: what the model's products need, over the data sheet's peak; recomputation does not count, nor does what "
+    "MFU is the log's own, over the data sheet's peak; recomputation does not count, nor does what "
     "selection saves. Peak memory is what torch held on the device."
 )
 
@@ -79,7 +78,7 @@ def _measure(size: Size, algorithm: str, home: Path, mesh: Mesh) -> dict[str, An
     start_seconds = time.perf_counter() - began
     seconds = _seconds_a_step(trainer, size.steps, mesh)
     tokens = trainer.run.tokens_per_step
-    flop, peak = step_flop(trainer.run.policy, tokens, size.length), device_peak(mesh.device)
+    flop, peak = tokens * trainer.loop.flop_per_token, trainer.loop.peak
     return {
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trainer.run.policy.parameters()),
         "tokens_per_step": tokens,

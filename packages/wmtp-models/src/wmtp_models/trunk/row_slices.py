@@ -128,7 +128,8 @@ class HintOfSlices:
     """
 
     def __init__(self, hint: WeightHint, slices: Slices, length: int) -> None:
-        self.hint, self.slices, self.length, self.share = hint, slices, length, hint.share
+        self.hint, self.slices, self.length = hint, slices, length
+        self.share, self.wrong = hint.share, hint.wrong
 
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
         """Return what the hint says of the same tokens."""
