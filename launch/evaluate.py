@@ -25,6 +25,7 @@ from wmtp_train.ranks.lifecycle import run, start_processes
 from wmtp_train.run import Run
 from wmtp_train.settings.command_line import load_settings
 from wmtp_train.settings.schema import Settings
+from wmtp_train.skeleton import receive_parameters
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     settings, algorithm = run_on_all_ranks(mesh, lambda: read_settings(mesh.world), "config", START_AGAIN)
     wanted, folder = settings.evaluation, settings.output_dir
     opened = Run.open(with_final_model(settings), algorithm, mesh, torch.float32)
-    opened.policy.to(mesh.device)
+    receive_parameters(opened.policy, mesh)
     metrics = opened.evaluate(settings.steps)  # past every warm-up
     run_on_rank0(mesh, lambda: folder.mkdir(parents=True, exist_ok=True), f"output_dir {folder} cannot be made")
     if wanted.humaneval or wanted.tasks:

@@ -61,6 +61,10 @@ def nan(loss: MicroBatchLoss) -> MicroBatchLoss:
     return replace(loss, total=loss.total * math.nan, ce=loss.ce * math.nan)
 
 
+def out_of_memory(loss: MicroBatchLoss) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 def nan_gradient(loss: MicroBatchLoss) -> None:
     loss.total.register_hook(lambda gradient: gradient * math.nan)
 

@@ -137,6 +137,18 @@ def test_the_peers_of_a_killed_rank_end_with_one_line_and_the_run_goes_on(
     goes_on()
 
 
+def test_a_rank_without_memory_says_what_takes_less_and_ends_the_others(ranks, config, file_of, goes_on):
+    ended = ranks(*file_of(config), faults=[{"fault": "out_of_memory", "rank": 1, "step": 3}])
+    assert ended.codes == [1, 2], ended.logs
+    first, second = ended.errors()
+    assert "lost contact with another process" in first
+    assert second.startswith("error (rank 1): out of memory (CUDA out of memory. Tried to allocate 2.00 GiB): set "), (
+        second
+    )
+    assert "Traceback" not in ended.logs[1]
+    goes_on()
+
+
 def test_a_rank_that_hangs_ends_the_others_when_the_time_is_up(ranks, config, file_of):
     ended = ranks(*file_of(config), faults=[{"fault": "hang", "rank": 1, "step": 3}], wait_for=1, TIMEOUT=3)
     assert ended.codes == [1, None], ended.logs

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, load_tokenizer
-from wmtp_train.build_models import build_policy_from_settings, load_reference, use_attention
+from wmtp_train.build_models import build_policy_from_settings, load_reference, prepare_layers, use_attention
 from wmtp_train.engines.deepspeed.engine import shard_reference
 
 
@@ -85,6 +85,7 @@ def test_gradient_checkpointing_changes_memory_and_not_gradients(make_settings, 
     def gradients(checkpointing):
         settings = make_settings(model={"gradient_checkpointing": checkpointing})
         policy = build_policy_from_settings(settings, tokenizer, value_head=False).train()
+        prepare_layers(policy, settings)
         runs = []
         policy.causal_lm.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
         policy(torch.arange(16)[None]).ce.sum().backward()

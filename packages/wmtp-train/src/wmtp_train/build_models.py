@@ -23,14 +23,19 @@ from wmtp_train.settings.schema import Settings
 
 
 def build_policy_from_settings(
-    settings: Settings, tokenizer: PreTrainedTokenizerFast, value_head: bool
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerFast,
+    value_head: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> MtpForCausalLM:
-    """Build the policy that `model.source` or `model.config` names, float32 on the CPU, the same on every rank.
+    """Build the policy that `model.source` or `model.config` names, on the CPU, the same on every rank.
 
     Args:
         settings: the run's.
         tokenizer: of the run.
         value_head: whether the policy has one.
+        dtype: what the engine is going to hold it in. Weights are read so, where that rounds them as it would later:
+            where nothing is drawn at random.
 
     Raises:
         UserError: neither is set, the source cannot be wrapped, or its vocabulary is smaller than the tokenizer's.
@@ -41,11 +46,14 @@ def build_policy_from_settings(
             model.source,
             model.horizon,
             value_head,
+            dtype if model.head_kind == "layer" and model.train != "lora" else torch.float32,
             head_kind=model.head_kind,
             shared_module=model.shared_module,
             head_block=model.head_block,
             packing=settings.data.packing,
         )
+        # A checkpoint knows its run by the configuration, and a run may go on in another precision.
+        policy.config.dtype = policy.config.trunk.dtype = torch.float32
     elif model.config is not None:
         policy = build_policy(
             model.config,
@@ -74,6 +82,16 @@ def build_policy_from_settings(
         train_later_heads(policy)
     elif model.train == "lora":
         add_adapters(policy, model.lora_rank, model.lora_alpha)
+    return policy
+
+
+def prepare_layers(policy: MtpForCausalLM, settings: Settings) -> None:
+    """Let layers run as `gradient_checkpointing`, `compile` and `liger` say.
+
+    Raises:
+        UserError: they cannot.
+    """
+    model = settings.model
     if model.gradient_checkpointing:
         checkpoint_activations(policy)
     if model.liger and model.compile:
@@ -82,7 +100,6 @@ def build_policy_from_settings(
         require_liger(policy)  # `Run.open` applies them, after the last forward on the CPU
     if model.compile:
         compile_layers(policy)
-    return policy
 
 
 def use_attention(model: MtpForCausalLM | ReferenceModel, wanted: str, device: torch.device, dtype: torch.dtype) -> str:

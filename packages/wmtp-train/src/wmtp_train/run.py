@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerFast
 from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM, ReferenceModel, apply_liger, share_rows
 from wmtp_train.algorithm import Algorithm
-from wmtp_train.build_models import build_policy_from_settings, load_reference, use_attention
+from wmtp_train.build_models import build_policy_from_settings, load_reference, prepare_layers, use_attention
 from wmtp_train.checkpoint.run_checkpoints import check_keep_best, run_fingerprint
 from wmtp_train.data.batch import Batch
 from wmtp_train.data.loading import TRAIN, DataSpec, data_spec, load_sources, tokenizer_from_settings, with_scores
 from wmtp_train.data.source import BatchSource
-from wmtp_train.engines.deepspeed.config import compute_dtype, read_deepspeed_config
+from wmtp_train.engines.deepspeed.config import compute_dtype, parameter_dtype, read_deepspeed_config
 from wmtp_train.engines.deepspeed.engine import shard_reference
 from wmtp_train.metrics.annotated_sample import annotate_sample, pick_sample
 from wmtp_train.metrics.held_out import evaluate
@@ -26,6 +26,7 @@ from wmtp_train.ranks.lifecycle import seed_everything
 from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.ranks.preemption import raise_if_preempted
 from wmtp_train.settings.schema import Settings
+from wmtp_train.skeleton import build_on_rank0
 from wmtp_train.step import Step
 
 
@@ -40,7 +41,8 @@ class Run:
         tokenizer: the policy's.
         train: the training rows.
         held_out: the held-out sets by name.
-        policy: the model, on the CPU until an engine or `to` moves it.
+        policy: the model, on rank 0's CPU, until an engine or `skeleton.receive_parameters` gives every rank its
+            parameters.
         step: the loss of the policy under the run's algorithm.
     """
 
@@ -72,22 +74,33 @@ class Run:
             if mesh.is_first:
                 print(line, flush=True)
 
-        def open_models() -> tuple[dict[str, Any], MtpForCausalLM, DataSpec]:
+        def open_config() -> tuple[dict[str, Any], PreTrainedTokenizerFast]:
             config = read_deepspeed_config(settings.deepspeed_config, mesh.world)
             if settings.model.compile and config.get("zero_optimization", {}).get("stage", 0) == 3:
                 raise UserError(
                     "model.compile: at ZeRO stage 3 DeepSpeed's hooks gather parameters inside a layer, which cannot "
                     "be compiled so: set it to false, or take stage 1 or 2"
                 )
-            tokenizer = tokenizer_from_settings(settings)
-            seed_everything(settings.seed)
-            policy = build_policy_from_settings(settings, tokenizer, has_values)
-            computes_in = dtype or compute_dtype(config)
-            log_choice(use_attention(policy, settings.model.attention, mesh.device, computes_in))
-            return config, policy, data_spec(settings, tokenizer, policy.config.text.vocab_size)
+            return config, tokenizer_from_settings(settings)
 
         what = "the run cannot be opened"
-        config, policy, spec = run_on_all_ranks(mesh, open_models, what, START_AGAIN)
+        config, tokenizer = run_on_all_ranks(mesh, open_config, what, START_AGAIN)
+
+        def build() -> MtpForCausalLM:
+            seed_everything(settings.seed)
+            return build_policy_from_settings(settings, tokenizer, has_values, dtype or parameter_dtype(config))
+
+        # Processes that share rows try that out on the whole model, each by itself.
+        from_rank0 = mesh.world > 1 and config["sequence_parallel_size"] == 1
+        policy = build_on_rank0(build, mesh, what) if from_rank0 else run_on_all_ranks(mesh, build, what, START_AGAIN)
+
+        def prepare() -> DataSpec:
+            prepare_layers(policy, settings)
+            computes_in = dtype or compute_dtype(config)
+            log_choice(use_attention(policy, settings.model.attention, mesh.device, computes_in))
+            return data_spec(settings, tokenizer, policy.config.text.vocab_size)
+
+        spec = run_on_all_ranks(mesh, prepare, what, START_AGAIN)
         mesh = mesh.share_rows(config["sequence_parallel_size"])
         sources = load_sources(spec, mesh)
         if algorithm.needs_reference:
@@ -120,7 +133,7 @@ class Run:
 
         step, reference = run_on_all_ranks(mesh, open_rest, what, START_AGAIN)
         fingerprints = {name: source.fingerprint for name, source in sources.items()}
-        check_inputs_match(fingerprints, settings, policy, reference, mesh)
+        check_inputs_match(fingerprints, settings, policy, reference, mesh, from_rank0)
         if reference is not None and settings.reference.sharded:
             shard_reference(reference)
         elif reference is not None:

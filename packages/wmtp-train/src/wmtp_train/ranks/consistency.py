@@ -65,17 +65,18 @@ def check_inputs_match(
     policy: MtpForCausalLM,
     reference: ReferenceModel | None,
     mesh: Mesh,
+    from_rank0: bool = False,
 ) -> None:
     """Check that every rank has the data, the scores, the model configuration and the loaded weights of rank 0.
 
     Weights that a seed made are not compared: processors differ in their last bits, and the engine starts every rank
-    from rank 0's. It does so with a sharded reference, too.
+    from rank 0's. It does so with a sharded reference, too, and with a policy that was built `from_rank0` alone.
 
     Raises:
         UserError: they differ.
     """
     weights = {}
-    if settings.model.source is not None:
+    if settings.model.source is not None and not from_rank0:
         weights["policy"] = _weights(policy)
     if reference is not None and not settings.reference.sharded:
         weights["reference"] = _weights(reference)

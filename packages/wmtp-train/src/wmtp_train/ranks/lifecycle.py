@@ -17,6 +17,7 @@ import transformers
 
 from wmtp_core import UserError
 from wmtp_train.engines.deepspeed.start import STEP_TIMEOUT, init_process_group
+from wmtp_train.out_of_memory import in_short, is_out_of_memory
 from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.ranks.preemption import REQUEUE, Interrupted
 from wmtp_train.ranks.slurm import srun_variables
@@ -112,7 +113,10 @@ def run(main: Callable[[], None], then: str = "--resume goes on from the newest 
         rank = _rank()
         _say(f"error{f' (rank {rank})' if rank else ''}: {error}")
         _end(2)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            _say(f"error (rank {_rank()}): {in_short(error)}: take a smaller batch or model, or more processes")
+            _end(2)
         if not _has_lost_contact(error):
             raise
         cause = re.split(r"\. |\n", str(error))[0]
@@ -139,6 +143,6 @@ def _end(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _has_lost_contact(error: RuntimeError) -> bool:
+def _has_lost_contact(error: BaseException) -> bool:
     network = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
     return network or any(words in str(error) for words in _LOST_CONTACT)

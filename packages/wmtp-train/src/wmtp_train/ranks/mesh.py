@@ -69,6 +69,11 @@ class Mesh:
         dist.all_reduce(tensor, op=op, group=self.data_parallel)
         return tensor
 
+    def broadcast(self, tensor: Tensor) -> None:
+        """Fill a tensor with what rank 0 holds, on every rank."""
+        if self.world > 1:
+            dist.broadcast(tensor, group=self.everyone, group_src=0)
+
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Stack the tensors `[…]`, all of one shape, of the ranks that hold different rows, in rank order: `[R, …]`."""
         gathered = [torch.empty_like(tensor) for _ in range(self.data_world)]

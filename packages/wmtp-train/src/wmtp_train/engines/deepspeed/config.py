@@ -82,14 +82,19 @@ def read_deepspeed_config(path: Path, world_size: int) -> dict[str, Any]:
     return config
 
 
-def compute_dtype(config: dict[str, Any]) -> torch.dtype:
-    """Return what the layers of a policy compute in under a JSON that `read_deepspeed_config` returned."""
+def parameter_dtype(config: dict[str, Any]) -> torch.dtype:
+    """Return what the engine holds parameters in under a JSON that `read_deepspeed_config` returned."""
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         if config.get(name, {}).get("enabled", False):
             return dtype
+    return torch.float32
+
+
+def compute_dtype(config: dict[str, Any]) -> torch.dtype:
+    """Return what the layers of a policy compute in under a JSON that `read_deepspeed_config` returned."""
     autocast = config.get("torch_autocast", {})
     if not autocast.get("enabled", False):
-        return torch.float32
+        return parameter_dtype(config)
     return torch.float16 if autocast.get("dtype") == "float16" else torch.bfloat16
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wmtp_models import MtpForCausalLM, MtpOutput, ReferenceModel
 from wmtp_train.engines.deepspeed.gradient_norm import DeviceNorm, norm_stays_on_device, without_norm
+from wmtp_train.engines.deepspeed.placing import place_parameters
 from wmtp_train.engines.deepspeed.universal import load_resharded
 from wmtp_train.engines.deepspeed.writer import save_deferring_errors
 from wmtp_train.engines.optimizer import apply_settings, build_optimizer
@@ -27,7 +28,7 @@ class ZeroEngine:
     """Parameters, gradients and optimizer state under DeepSpeed; see `engines.base.Engine` for each member.
 
     Args:
-        policy: the model; DeepSpeed moves it to the mesh's device.
+        policy: the model; DeepSpeed moves it to the mesh's device. Ranks other than 0 may hold a skeleton of it.
         config: DeepSpeed's, as `read_deepspeed_config` returns it.
         optimizer: AdamW's settings.
         steps: of the whole run, for the learning-rate schedule.
@@ -42,6 +43,7 @@ class ZeroEngine:
         # To it every process is data-parallel: gradients of slices of a row add up as those of rows do. It completes
         # the batch size by its own count of ranks.
         config = {name: value for name, value in config.items() if name not in _OF_ROWS}
+        place_parameters(policy, config, mesh)
         self._engine, *_ = deepspeed.initialize(
             model=policy,
             optimizer=adamw,

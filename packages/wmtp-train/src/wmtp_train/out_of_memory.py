@@ -1,0 +1,64 @@
+"""What does not fit ends in one line that says what would."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from wmtp_core import UserError
+from wmtp_train.settings.schema import Settings
+
+_CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch raises a plain RuntimeError there
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, of the device or of the process."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_ALLOCATOR in str(error)
+
+
+@contextmanager
+def explain_out_of_memory(settings: Settings, config: dict[str, Any], world: int) -> Iterator[None]:
+    """Turn the end of memory in here into a line of what the run could do about it.
+
+    Args:
+        settings: of the run.
+        config: DeepSpeed's, as `read_deepspeed_config` returns it.
+        world: number of processes.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        ways = "; or ".join(ways_out(settings, config, world))
+        raise UserError(f"{in_short(error)}: {ways}") from error
+
+
+def in_short(error: BaseException) -> str:
+    """Return the first sentences of an error, which say how much was asked for and how much there is."""
+    words = " ".join(str(error).split()).split(" If reserved but unallocated")[0]
+    return f"out of memory ({words[:200].rstrip('. ')})" if words else "out of memory"
+
+
+def ways_out(settings: Settings, config: dict[str, Any], world: int) -> list[str]:
+    """Return what takes less memory and is not in use yet, the cheapest first."""
+    micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
+    zero = config.get("zero_optimization", {})
+    ways = []
+    if micro > 1:
+        fewer = -(-micro // 2)
+        ways.append(
+            f"set train_micro_batch_size_per_gpu to {fewer} and gradient_accumulation_steps to "
+            f"{-(-micro * accumulation // fewer)} in {settings.deepspeed_config}"
+        )
+    if not settings.model.gradient_checkpointing:
+        ways.append("set model.gradient_checkpointing to true")
+    if zero.get("stage", 0) < 3 and world > 1:
+        ways.append(f"take a higher ZeRO stage than {zero.get('stage', 0)}, such as ds_configs/zero3.json")
+    if "offload_optimizer" not in zero and torch.cuda.is_available():
+        ways.append("offload the optimizer, as ds_configs/zero2_offload.json does")
+    return [*ways, f"shorten data.sequence_length ({settings.data.sequence_length})"]
