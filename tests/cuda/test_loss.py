@@ -1,11 +1,17 @@
 """Losses and gradients on the device against a dense computation in float64 on the CPU, chunk by chunk of logits."""
 
+import importlib.util
+
 import pytest
 import torch
 
 from wmtp_core import GradientHint, linear_cross_entropy
+from wmtp_core.losses import compiled_chunk  # noqa: F401 (for what is derived in it)
 from wmtp_core.losses.logit_transform import LogitTransform
 from wmtp_core.losses.logits_chunk import ChunkedLogits
+
+if importlib.util.find_spec("triton") is not None:
+    from wmtp_core.losses import triton_chunk  # noqa: F401
 
 pytestmark = pytest.mark.cuda
 POSITIONS, HEADS, WIDTH, VOCABULARY = 700, 4, 48, 3001  # several chunks, and no round numbers
@@ -22,8 +28,8 @@ HINTS = {
 
 
 class Hint:
-    def __init__(self, rule, weights, share):
-        self.rule, self.weights, self.share = rule, weights, share
+    def __init__(self, rule, weights, share, wrong):
+        self.rule, self.weights, self.share, self.wrong = rule, weights, share, wrong
 
     def __call__(self, positions, ce):
         return self.rule(self.weights, positions, ce)
@@ -55,9 +61,10 @@ def test_losses_and_gradients(device, relative_error, hint, dtype, transform):
     per_head = 1 / torch.tensor([400.0, 300.0, 200.0, 100.0], device=device)
     gradient = (weights * per_head).flatten()
     expected = dense(hidden, weight, targets, gradient, transform)
-    for share in (1.0, 0.6) if hint else (1.0,):
+    # With nothing foreseen to be wrong, all that is wrong is left to the kernels that count it themselves.
+    for share, wrong in ((1.0, 0.0), (0.6, 0.05)) if hint else ((1.0, 0.0),):
         hidden.grad = weight.grad = None
-        rule = None if hint is None else GradientHint(Hint(HINTS[hint], weights, share), per_head)
+        rule = None if hint is None else GradientHint(Hint(HINTS[hint], weights, share, wrong), per_head)
         ce = linear_cross_entropy(hidden, weight, targets, hint=rule, transform=transform)
         ce.backward(gradient)
         for name, found, exact in zip(
@@ -73,7 +80,7 @@ def test_a_loss_that_is_not_finite_spoils_no_other_row(device, relative_error):
     expected = dense(hidden, weight, targets, gradient, LogitTransform())
     with torch.no_grad():
         hidden[3 * HEADS : 4 * HEADS] = float("inf")
-    rule = GradientHint(Hint(HINTS["everything"], weights, 1.0), torch.ones(HEADS, device=device))
+    rule = GradientHint(Hint(HINTS["everything"], weights, 1.0, 0.0), torch.ones(HEADS, device=device))
     linear_cross_entropy(hidden, weight, targets, hint=rule).backward(gradient)
     assert relative_error(weight.grad, expected[2]) <= TOLERANCE[torch.float32]
     assert relative_error(hidden.grad, expected[1]) <= TOLERANCE[torch.float32]

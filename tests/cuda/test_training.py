@@ -52,7 +52,7 @@ def trained_on_the_cpu(settings, mesh):
     tokenizer = tokenizer_from_settings(settings)
     policy = build_policy_from_settings(settings, tokenizer, value_head=False)
     start = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    adamw, schedule = build_optimizer(policy, settings.optimizer, settings.steps)
+    adamw, schedule = build_optimizer(policy, settings.optimizer, settings.steps, fused=False)
     reference = load_reference(settings, tokenizer)
     step = Step(policy, Rho1Weighting(settings.selection.k_percent), 3, Alone(torch.device("cpu")), reference)
     batches = trainer_class(settings.algo)(settings, mesh).run.train.training_batches(mesh, 4, settings.seed, {})

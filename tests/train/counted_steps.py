@@ -40,7 +40,7 @@ class PlainEngine:
 
     def __init__(self, run):
         self.policy, self.group, self.accumulation = run.policy, run.mesh.data_parallel, run.accumulation
-        self.adamw, self.schedule = build_optimizer(run.policy, run.settings.optimizer, run.settings.steps)
+        self.adamw, self.schedule = build_optimizer(run.policy, run.settings.optimizer, run.settings.steps, fused=False)
         self.seen = 0
 
     @property

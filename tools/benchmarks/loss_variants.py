@@ -1,7 +1,9 @@
 """The loss op, forward and backward, in every form that the benchmark compares."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from wmtp_core import (
     linear_cross_entropy,
     weighted_mtp_loss,
 )
+from wmtp_core.losses import logits_chunk
 
 NAIVE = "naive"
 UNIFORM, RHO1 = UniformWeighting(), Rho1Weighting(k_percent=0.6)
@@ -32,6 +35,8 @@ class LossVariant:
     weighting: HeadWeighting
     cross_entropy: PerTokenLoss | None = None
     """Hidden states `[N, D]`, unembedding `[V, D]` and targets `[N]` to losses `[N]`; None: ours, with a hint."""
+    compiled: bool = False
+    """Ours, with what torch.compile makes in the place of the Triton kernels."""
     is_peer: bool = False
     """Somebody else's: where it is wrong or does not run, it is left out and the reason printed."""
 
@@ -43,10 +48,11 @@ class LossVariant:
         """
         problem.hidden.grad = problem.weight.grad = None
         plan = self.weighting.plan(problem.inputs)
-        ce = self._losses(problem, plan, watch).view_as(problem.targets)
-        weights = plan.weights(ce.detach())
-        loss = weighted_mtp_loss(ce, weights, problem.counts)
-        loss.backward()
+        with patch.object(logits_chunk, "has_triton", lambda _: False) if self.compiled else nullcontext():
+            ce = self._losses(problem, plan, watch).view_as(problem.targets)
+            weights = plan.weights(ce.detach())
+            loss = weighted_mtp_loss(ce, weights, problem.counts)
+            loss.backward()
         return LossResult(loss.detach(), weights)
 
     def _losses(
@@ -121,6 +127,8 @@ def loss_variants(device: torch.device) -> tuple[dict[str, LossVariant], dict[st
         LossVariant("ours, rho1", RHO1),
         LossVariant("ours, rho1, no hint", RHO1, linear_cross_entropy),
     ]
+    if device.type == "cuda":
+        variants.append(LossVariant("ours, rho1, compiled", RHO1, compiled=True))
     skipped = {}
     for name, load in PEERS.items():
         try:

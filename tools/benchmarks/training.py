@@ -61,7 +61,7 @@ class Alone(Mesh):
     """A mesh of one process, which meets nobody and needs no process group."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(0, 1, device, None, None)  # type: ignore[arg-type]
+        super().__init__(0, 1, device, None, None, None)  # type: ignore[arg-type]
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Return the tensor as the only rank's, `[1, …]`."""

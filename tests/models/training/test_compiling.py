@@ -156,12 +156,13 @@ def test_a_layer_that_cannot_be_compiled_whole_is_named(make_causal_lm: Make, in
         policy(input_ids)
 
 
-def test_a_machine_without_a_compiler_is_refused(make_causal_lm: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_compiler_is_refused(make_causal_lm: Make) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(
-        UserError, match=r"needs a C\+\+ compiler on a CPU.*install one, or set model\.compile to false"
+    no_compiler = config.patch({"cpp.cxx": (None, "no-such-compiler")})
+    with (
+        no_compiler,
+        pytest.raises(UserError, match=r"needs a C\+\+ compiler on a CPU.*or set model\.compile to false"),
     ):
         compile_layers(MtpForCausalLM.wrap(make_causal_lm(), 2))
 

@@ -36,8 +36,8 @@ def test_a_hint_is_asked_about_the_same_tokens():
         asked.append(positions.tolist())
         return ce
 
-    hint.share = 0.6
+    hint.share, hint.wrong = 0.6, 0.1
     wrapped = HintOfSlices(hint, slices, S)
-    assert wrapped.share == 0.6
+    assert (wrapped.share, wrapped.wrong) == (0.6, 0.1)
     wrapped(torch.arange(B * S // 3), torch.rand(B * S // 3, 2))
     assert asked == [[4, 5, 6, 7, 16, 17, 18, 19]]

@@ -56,7 +56,7 @@ def test_a_wrong_variant_is_an_error_and_a_wrong_peer_is_left_out(
     monkeypatch.setattr(loss_benchmark, "why_not_measured", lambda _device: "not here")
 
     def offer(is_peer: bool) -> None:
-        variants = {"naive": right["naive"], "other": LossVariant("other", RHO1, wrong, is_peer)}
+        variants = {"naive": right["naive"], "other": LossVariant("other", RHO1, wrong, is_peer=is_peer)}
         monkeypatch.setattr(loss_benchmark, "loss_variants", lambda _device: (variants, dict(skipped)))
 
     offer(is_peer=True)

@@ -30,5 +30,5 @@ def score(
     micro_batch: int,
     **options: Any,
 ) -> None:
-    mesh = Separate(rank, world, torch.device("cpu"), None, None)  # type: ignore[arg-type]
+    mesh = Separate(rank, world, torch.device("cpu"), None, None, None)  # type: ignore[arg-type]
     ScoringJob(prepared, token_losses, output, reference, mesh, micro_batch, **options).run()

@@ -39,7 +39,7 @@ def test_they_are_those_of_deepspeed(processes, stage, precision, clipping):
     config = {**BATCH, **clipping, **precision, "zero_optimization": {"stage": stage}}
     assert norm_stays_on_device(config)
     engine = ZeroEngine(model, config, SETTINGS, 9, processes)
-    adamw, _ = build_optimizer(theirs, SETTINGS, 9)
+    adamw, _ = build_optimizer(theirs, SETTINGS, 9, fused=False)
     plain, *_ = deepspeed.initialize(model=theirs, optimizer=adamw, config=config, dist_init_required=False)
     for step in range(6):
         found = engine.backward_and_step(engine(rows(step)))

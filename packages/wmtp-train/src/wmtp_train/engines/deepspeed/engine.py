@@ -21,7 +21,6 @@ from wmtp_train.settings.sections import OptimizerSettings
 
 _NO_TIMER = {"timers": {"throughput": {"enabled": False}}}
 """Without it DeepSpeed synchronizes the device before every forward and after every step, for a figure in its log."""
-_OF_ROWS = ("sequence_parallel_size", "train_batch_size")
 
 
 class ZeroEngine:
@@ -42,7 +41,9 @@ class ZeroEngine:
         ours = norm_stays_on_device(config)
         # To it every process is data-parallel: gradients of slices of a row add up as those of rows do. It completes
         # the batch size by its own count of ranks.
-        config = {name: value for name, value in config.items() if name not in _OF_ROWS}
+        config = dict(config)
+        if config.pop("sequence_parallel_size", 1) > 1:
+            del config["train_batch_size"]
         place_parameters(policy, config, mesh)
         self._engine, *_ = deepspeed.initialize(
             model=policy,
