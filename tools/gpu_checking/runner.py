@@ -17,6 +17,7 @@ from gpu_checking.record import CUT_OFF, DONE, FAILED, NOT_RUN, Record
 
 _LEAST_SECONDS = 5  # less is over before torch is imported
 _TAIL = 4000  # characters
+_OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def run_parts(output: Path, task: Task, seconds: float) -> Iterator[list[Record]]:
@@ -38,7 +39,9 @@ def _run(part: Part, path: Path, task: Task, seconds: float) -> Record:
         return record
     command = [sys.executable, str(ROOT / "tools/gpu_check.py"), "--part", part.name, "--output", str(path.parent)]
     command += ["--device", task.device, *(["--quick"] if task.quick else [])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*SOURCES, os.environ.get("PYTHONPATH", "")])}
+    # Each part is a process by itself, whatever launched this one.
+    alone = {name: value for name, value in os.environ.items() if name not in _OF_LAUNCHERS}
+    environment = alone | {"PYTHONPATH": os.pathsep.join([*SOURCES, os.environ.get("PYTHONPATH", "")])}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     if task.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""

@@ -16,7 +16,12 @@ from wmtp_train.checkpoint.run_checkpoints import check_keep_best, run_fingerpri
 from wmtp_train.data.batch import Batch
 from wmtp_train.data.loading import TRAIN, DataSpec, data_spec, load_sources, tokenizer_from_settings, with_scores
 from wmtp_train.data.source import BatchSource
-from wmtp_train.engines.deepspeed.config import compute_dtype, parameter_dtype, read_deepspeed_config
+from wmtp_train.engines.deepspeed.config import (
+    compute_dtype,
+    parameter_dtype,
+    read_deepspeed_config,
+    takes_weights_of_rank0,
+)
 from wmtp_train.engines.deepspeed.engine import shard_reference
 from wmtp_train.metrics.annotated_sample import annotate_sample, pick_sample
 from wmtp_train.metrics.held_out import evaluate
@@ -90,8 +95,7 @@ class Run:
             seed_everything(settings.seed)
             return build_policy_from_settings(settings, tokenizer, has_values, dtype or parameter_dtype(config))
 
-        # Processes that share rows try that out on the whole model, each by itself.
-        from_rank0 = mesh.world > 1 and config["sequence_parallel_size"] == 1
+        from_rank0 = mesh.world > 1 and takes_weights_of_rank0(config)
         policy = build_on_rank0(build, mesh, what) if from_rank0 else run_on_all_ranks(mesh, build, what, START_AGAIN)
 
         def prepare() -> DataSpec:

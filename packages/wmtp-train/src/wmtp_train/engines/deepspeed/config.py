@@ -90,6 +90,16 @@ def parameter_dtype(config: dict[str, Any]) -> torch.dtype:
     return torch.float32
 
 
+def takes_weights_of_rank0(config: dict[str, Any]) -> bool:
+    """Return whether a policy can come from rank 0 alone.
+
+    Processes that share rows try that out on the whole model, each by itself. With ZeRO++'s secondary partitions
+    DeepSpeed cuts parameters in `initialize` alone.
+    """
+    secondary: int = config.get("zero_optimization", {}).get("zero_hpz_partition_size", 1)
+    return config["sequence_parallel_size"] == 1 and secondary <= 1
+
+
 def compute_dtype(config: dict[str, Any]) -> torch.dtype:
     """Return what the layers of a policy compute in under a JSON that `read_deepspeed_config` returned."""
     autocast = config.get("torch_autocast", {})
