@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 
+import wmtp_core.losses.fused
 from wmtp_core import GradientHint, linear_cross_entropy
 from wmtp_core.losses import compiled_chunk  # noqa: F401 (for what is derived in it)
 from wmtp_core.losses.logit_transform import LogitTransform
@@ -14,7 +15,9 @@ if importlib.util.find_spec("triton") is not None:
     from wmtp_core.losses import triton_chunk  # noqa: F401
 
 pytestmark = pytest.mark.cuda
-POSITIONS, HEADS, WIDTH, VOCABULARY = 700, 4, 48, 3001  # several chunks, and no round numbers
+POSITIONS, HEADS, ROWS = 700, 4, 512
+# Wider than a kernel's tiles, with and without round numbers: Triton compiles other code for each.
+SHAPES = {"odd": (200, 9001), "round": (256, 8192)}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 CAPPED = LogitTransform(0.5, 15.0)
 HINTS = {
@@ -35,11 +38,17 @@ class Hint:
         return self.rule(self.weights, positions, ce)
 
 
-def problem(device, dtype):
+@pytest.fixture(autouse=True)
+def _several_chunks(monkeypatch):
+    monkeypatch.setattr(wmtp_core.losses.fused, "rows_per_chunk", lambda weight: ROWS)
+
+
+def problem(device, dtype, shape="odd"):
+    width, vocabulary = SHAPES[shape]
     draw = torch.Generator().manual_seed(0)
-    hidden = torch.randn(POSITIONS * HEADS, WIDTH, generator=draw).to(device, dtype).requires_grad_()
-    weight = (torch.randn(VOCABULARY, WIDTH, generator=draw) / 4).to(device, dtype).requires_grad_()
-    targets = torch.randint(VOCABULARY, (POSITIONS * HEADS,), generator=draw)
+    hidden = torch.randn(POSITIONS * HEADS, width, generator=draw).to(device, dtype).requires_grad_()
+    weight = (torch.randn(vocabulary, width, generator=draw) / 8).to(device, dtype).requires_grad_()
+    targets = torch.randint(vocabulary, (POSITIONS * HEADS,), generator=draw)
     targets[torch.rand(len(targets), generator=draw) < 0.2] = -100
     weights = (torch.rand(POSITIONS, HEADS, generator=draw) < 0.6).float()
     return hidden, weight, targets.to(device), weights.to(device)
@@ -53,11 +62,12 @@ def dense(hidden, weight, targets, gradient, transform):
     return [ce.detach(), exact[0].grad, exact[1].grad]
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("transform", [LogitTransform(), CAPPED], ids=["plain", "soft-cap"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("hint", [None, *HINTS])
-def test_losses_and_gradients(device, relative_error, hint, dtype, transform):
-    hidden, weight, targets, weights = problem(device, dtype)
+def test_losses_and_gradients(device, relative_error, hint, dtype, transform, shape):
+    hidden, weight, targets, weights = problem(device, dtype, shape)
     per_head = 1 / torch.tensor([400.0, 300.0, 200.0, 100.0], device=device)
     gradient = (weights * per_head).flatten()
     expected = dense(hidden, weight, targets, gradient, transform)
@@ -98,8 +108,9 @@ def kernels():
 @pytest.mark.parametrize("kept", [False, True], ids=["all rows", "kept rows"])
 @pytest.mark.parametrize("transform", [LogitTransform(), CAPPED], ids=["plain", "soft-cap"])
 @pytest.mark.parametrize("kind", kernels(), ids=lambda kind: kind.__name__)
-def test_every_kernel_forms_the_same_chunk(device, relative_error, kind, transform, kept, dtype):
-    hidden, weight, targets, _ = (tensor.detach() for tensor in problem(device, dtype))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_kernel_forms_the_same_chunk(device, relative_error, shape, kind, transform, kept, dtype):
+    hidden, weight, targets, _ = (tensor.detach() for tensor in problem(device, dtype, shape))
     hidden, targets = hidden[:200], targets[:200].clamp(min=0)
     rows = torch.arange(0, 200, 3, device=device) if kept else None
     wanted = torch.linspace(0.1, 1, 200 if rows is None else len(rows), device=device)
@@ -113,3 +124,17 @@ def test_every_kernel_forms_the_same_chunk(device, relative_error, kind, transfo
     gradient = logits.grad if rows is None else logits.grad[rows.cpu()]
     assert relative_error(found[0], ce) <= TOLERANCE[dtype]
     assert relative_error(found[1], gradient) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_inputs_give_the_same_bits(device, dtype):
+    hidden, weight, targets, weights = problem(device, dtype)
+    found = []
+    for wrong in (0.05, 0.0, 0.05, 0.0):
+        hidden.grad = weight.grad = None
+        rule = GradientHint(Hint(HINTS["by the losses"], weights, 0.6, wrong), torch.ones(HEADS, device=device))
+        ce = linear_cross_entropy(hidden, weight, targets, hint=rule)
+        ce.backward(weights.flatten())
+        found.append((ce.detach(), hidden.grad, weight.grad))
+    for one, other in zip((*found[0], *found[1]), (*found[2], *found[3]), strict=True):
+        assert torch.equal(one, other)

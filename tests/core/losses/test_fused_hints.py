@@ -154,6 +154,22 @@ def test_the_host_waits_for_nothing(monkeypatch, set_rows_per_chunk, hint, share
     assert [wait.operation for wait in found.found] == waits
 
 
+@pytest.mark.parametrize("strided", ["hidden", "weight"])
+def test_rows_beyond_the_foreseen_of_strided_inputs(oracle, monkeypatch, strided):
+    as_if_on_accelerator(monkeypatch, True, triton=True)
+    hidden, weight, targets, weights, counts = hinted_example(0)
+    hidden, weight = (
+        tensor.detach().T.contiguous().T.requires_grad_() if name == strided else tensor
+        for name, tensor in (("hidden", hidden), ("weight", weight))
+    )
+    rule = GradientHint(Hint(lambda positions, ce: HINTS["a few wrong"](weights, positions, ce), wrong=0.0), 1 / counts)
+    grad = (weights / counts).flatten()
+    linear_cross_entropy(hidden, weight, targets, hint=rule).backward(grad)
+    expected = oracle.linear_cross_entropy(hidden.detach(), weight.detach(), targets.tolist(), grad.tolist())
+    for actual, exact in zip((hidden.grad, weight.grad), expected[1:], strict=True):
+        assert_close(actual, exact, relative=1e-6)
+
+
 def test_rows_beyond_the_foreseen_are_left_to_kernels_that_count_themselves(monkeypatch, witness):
     as_if_on_accelerator(monkeypatch, True, triton=True)
     hidden, weight, targets, weights, counts = hinted_example(0)

@@ -13,7 +13,7 @@ from wmtp_core.losses.triton_kernels import losses_of_logits  # noqa: E402
 
 TRANSFORMS = [LogitTransform(), LogitTransform(2.0), LogitTransform(0.5, 3.0)]
 # Of a norm: what rounding to the dtype allows.
-PRECISION = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
+PRECISION = {torch.float32: 1e-6, torch.bfloat16: 1.2e-2}
 
 
 def relative(found, expected):
@@ -46,6 +46,12 @@ def test_losses_of_logits_far_apart():
     losses, _, _ = losses_of_logits(logits, torch.tensor([2, 1, 0]), LogitTransform())
     expected = torch.nn.functional.cross_entropy(logits.double(), torch.tensor([2, 1, 0]), reduction="none")
     torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("target", [-1, 9, 100])
+def test_a_target_that_is_no_token_has_a_loss_that_is_no_number(target):
+    losses, _, _ = losses_of_logits(torch.randn(3, 9), torch.tensor([0, target, 8]), LogitTransform())
+    assert losses.isnan().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -28,7 +28,7 @@ def build_policy_from_settings(
     value_head: bool,
     dtype: torch.dtype = torch.float32,
 ) -> MtpForCausalLM:
-    """Build the policy that `model.source` or `model.config` names, on the CPU, the same on every rank.
+    """Build the policy that `model.source` or `model.config` names, on this rank's CPU.
 
     Args:
         settings: the run's.

@@ -9,12 +9,15 @@ import torch
 from wmtp_core import UserError
 from wmtp_train.settings.schema import Settings
 
-_CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch raises a plain RuntimeError there
+# What torch raises as a plain RuntimeError: its allocator of main memory, and CUDA, cuBLAS and NCCL outside its own.
+_WORDS = ("DefaultCPUAllocator", "CUDA error: out of memory", "'out of memory'", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, of the device or of the process."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_ALLOCATOR in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
 @contextmanager
@@ -50,15 +53,16 @@ def ways_out(settings: Settings, config: dict[str, Any], world: int) -> list[str
     zero = config.get("zero_optimization", {})
     ways = []
     if micro > 1:
-        fewer = -(-micro // 2)
+        fewer = next(rows for rows in range(micro // 2, 0, -1) if micro % rows == 0)  # the same rows a step
         ways.append(
             f"set train_micro_batch_size_per_gpu to {fewer} and gradient_accumulation_steps to "
-            f"{-(-micro * accumulation // fewer)} in {settings.deepspeed_config}"
+            f"{micro * accumulation // fewer} in {settings.deepspeed_config}"
         )
     if not settings.model.gradient_checkpointing:
         ways.append("set model.gradient_checkpointing to true")
-    if zero.get("stage", 0) < 3 and world > 1:
-        ways.append(f"take a higher ZeRO stage than {zero.get('stage', 0)}, such as ds_configs/zero3.json")
-    if "offload_optimizer" not in zero and torch.cuda.is_available():
-        ways.append("offload the optimizer, as ds_configs/zero2_offload.json does")
+    stage = zero.get("stage", 0)
+    if stage < 3 and world > 1:
+        ways.append(f"take a higher ZeRO stage than {stage}, such as ds_configs/zero3.json")
+    if stage > 0 and "offload_optimizer" not in zero and torch.cuda.is_available():
+        ways.append(f"offload the optimizer, as ds_configs/zero{max(stage, 2)}_offload.json does")
     return [*ways, f"shorten data.sequence_length ({settings.data.sequence_length})"]

@@ -46,8 +46,8 @@ class Run:
         tokenizer: the policy's.
         train: the training rows.
         held_out: the held-out sets by name.
-        policy: the model, on rank 0's CPU, until an engine or `skeleton.receive_parameters` gives every rank its
-            parameters.
+        policy: the model on the CPU; ranks other than 0 may hold a skeleton of it, until an engine or
+            `skeleton.receive_parameters` gives them its parameters.
         step: the loss of the policy under the run's algorithm.
     """
 

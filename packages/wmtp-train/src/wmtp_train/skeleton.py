@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM
 from wmtp_train.ranks.collective import START_AGAIN, run_on_all_ranks
 from wmtp_train.ranks.mesh import Mesh
@@ -29,9 +30,22 @@ def build_on_rank0(build: Callable[[], MtpForCausalLM], mesh: Mesh, what: str) -
     Raises:
         UserError: as `build` does, on all ranks.
     """
-    policy = run_on_all_ranks(mesh, build if mesh.is_first else lambda: None, what, START_AGAIN)
-    skeleton = mesh.broadcast_object(pack_skeleton(policy) if policy is not None else None)
-    return unpack_skeleton(skeleton) if policy is None else policy
+
+    def build_and_pack() -> tuple[MtpForCausalLM | None, bytes | None]:
+        if not mesh.is_first:
+            return None, None
+        policy = build()
+        try:
+            return policy, pack_skeleton(policy)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"the model cannot be sent to the other processes ({error}): its code holds what pickle does not know; "
+                "train it with one process"
+            ) from error
+
+    policy, mine = run_on_all_ranks(mesh, build_and_pack, what, START_AGAIN)
+    skeleton = mesh.broadcast_object(mine)
+    return policy or unpack_skeleton(skeleton)
 
 
 def receive_parameters(model: nn.Module, mesh: Mesh) -> None:
@@ -41,6 +55,7 @@ def receive_parameters(model: nn.Module, mesh: Mesh) -> None:
             give_memory(parameter, parameter.dtype, mesh.device)
     model.to(mesh.device)
     for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()
         mesh.broadcast(parameter.data)
 
 

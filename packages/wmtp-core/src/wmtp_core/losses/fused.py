@@ -38,13 +38,14 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Return the per-token cross-entropy of `hidden @ weight.T` without ever holding more than a chunk of the logits.
 
-    Rows whose incoming gradient is exactly 0 (tokens that were not selected) cost nothing in the backward.
+    Rows whose incoming gradient is exactly 0 (tokens that were not selected) cost nothing in the backward; on an
+    accelerator, where it does not know them, a backward without a hint forms all rows.
 
     Args:
         hidden: `[N, D]` float32 or bfloat16; with a hint, N = P·H with the heads of a position side by side.
         weight: `[V, D]` of the same dtype, the unembedding.
         targets: int64 `[N]`.
-        ignore_index: rows of this target cost nothing and have loss 0.
+        ignore_index: rows of this target have loss 0, and cost nothing on a CPU.
         hint: decides when gradients are formed, and never what they are.
         transform: from that product to the logits, computed in float32.
 
@@ -121,6 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wrong = 1.0
         if ctx.formed is not None:
             gradients, ctx.formed, wrong = ctx.formed, None, ctx.wrong
+            gradients.inputs, gradients.weight = hidden, weight
             grad = gradients.reconcile(grad)
         else:
             gradients = Gradients(hidden, weight, ctx.needs_input_grad)

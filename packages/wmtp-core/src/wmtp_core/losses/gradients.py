@@ -16,8 +16,11 @@ class Gradients:
 
     def __init__(self, inputs: Tensor, weight: Tensor, needed: tuple[bool, ...]) -> None:
         self.inputs, self.weight = inputs, weight
-        self.grad_hidden = torch.zeros_like(inputs) if needed[0] else None
-        self.grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
+        rows_apart = torch.contiguous_format  # whatever the strides of the inputs: kernels count on it
+        self.grad_hidden = torch.zeros_like(inputs, memory_format=rows_apart) if needed[0] else None
+        self.grad_weight = (
+            torch.zeros_like(weight, dtype=torch.float32, memory_format=rows_apart) if needed[1] else None
+        )
         self.hinted = torch.zeros(len(inputs), device=inputs.device)  # [N], of the rows that are formed ahead
 
     def take_hint(self, rows: Tensor, hinted: Tensor) -> None:

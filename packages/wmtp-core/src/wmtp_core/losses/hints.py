@@ -52,7 +52,7 @@ class StaticHint:
 
     def __init__(self, head_weights: Tensor, share: float = 1.0) -> None:
         self.head_weights, self.share = head_weights.flatten(0, 1), share  # [P, H]
-        self.wrong = 0.0 if share == 1 else 1 / 64
+        self.wrong = 1 / 256 if share == 1 else 1 / 64
 
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:
         """Return the known weights."""
@@ -66,7 +66,7 @@ class PointwiseHint:
         rule: from positions int64 `[c]` and their losses float32 `[c, H]` to weights float32 `[c, H]`.
     """
 
-    share, wrong = 1.0, 0.0
+    share, wrong = 1.0, 1 / 256
 
     def __init__(self, rule: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.rule = rule

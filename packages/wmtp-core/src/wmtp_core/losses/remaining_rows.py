@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wmtp_core.losses.logit_transform import LogitTransform
-from wmtp_core.losses.triton_kernels import gradients, scale_and_softcap, transformed
+from wmtp_core.losses.triton_kernels import gradients, on_device_of, scale_and_softcap, transformed
 
 _ROWS, _TOKENS, _WIDTH = 32, 64, 64  # of a tile
 # The interpreter holds bfloat16 as integers, and would multiply these.
@@ -46,7 +46,7 @@ def _logits_tile(
     return transformed(logits.to(weight.dtype.element_ty), scale, softcap)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["done"])
 def _remaining_sums_kernel(
     peaks, sums, hidden, weight, order, count, done, vocabulary, width,
     scale: tl.constexpr, softcap: tl.constexpr, row_block: tl.constexpr, token_block: tl.constexpr,
@@ -104,7 +104,7 @@ def _gradients_tile(
     return tl.where(counts, gradient, 0.0).to(weight.dtype.element_ty)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["done"])
 def _remaining_hidden_kernel(
     grad_hidden, hidden, weight, targets, peaks, sums, grad_losses, order, count, hinted, done, vocabulary, width,
     scale: tl.constexpr, softcap: tl.constexpr, row_block: tl.constexpr, token_block: tl.constexpr,
@@ -133,7 +133,7 @@ def _remaining_hidden_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["done"])
 def _remaining_weight_kernel(
     grad_weight, hidden, weight, targets, peaks, sums, grad_losses, order, count, done, vocabulary, width,
     scale: tl.constexpr, softcap: tl.constexpr, row_block: tl.constexpr, token_block: tl.constexpr,
@@ -188,14 +188,18 @@ def add_remaining(
         done: how many of the order are done.
         transform: of the logits.
     """
+    assert all(t is None or t.is_contiguous() for t in (grad_hidden, grad_weight, hidden, weight))
     (rows, width), vocabulary = hidden.shape, len(weight)
     peaks, sums = (torch.empty(rows, device=hidden.device) for _ in range(2))
     how = (done, vocabulary, width, *scale_and_softcap(transform))
     tiles = {"row_block": _ROWS, "token_block": _TOKENS, "width_block": _WIDTH}
     over_rows, over_width = triton.cdiv(rows - done, _ROWS), triton.cdiv(width, _WIDTH)
-    _remaining_sums_kernel[(over_rows,)](peaks, sums, hidden, weight, order, count, *how, **tiles)
-    shared = (hidden, weight, targets, peaks, sums, grad_losses, order, count)
-    if grad_hidden is not None:
-        _remaining_hidden_kernel[(over_rows, over_width)](grad_hidden, *shared, hinted, *how, **tiles)
-    if grad_weight is not None:
-        _remaining_weight_kernel[(triton.cdiv(vocabulary, _TOKENS), over_width)](grad_weight, *shared, *how, **tiles)
+    with on_device_of(hidden):
+        _remaining_sums_kernel[(over_rows,)](peaks, sums, hidden, weight, order, count, *how, **tiles)
+        shared = (hidden, weight, targets, peaks, sums, grad_losses, order, count)
+        if grad_hidden is not None:
+            _remaining_hidden_kernel[(over_rows, over_width)](grad_hidden, *shared, hinted, *how, **tiles)
+        if grad_weight is not None:
+            _remaining_weight_kernel[(triton.cdiv(vocabulary, _TOKENS), over_width)](
+                grad_weight, *shared, *how, **tiles
+            )

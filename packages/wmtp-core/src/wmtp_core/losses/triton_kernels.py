@@ -7,6 +7,9 @@ Every output element has one program that writes it, and sums are in a fixed ord
 `TRITON_INTERPRET=1` runs all of this on tensors of a CPU.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -64,9 +67,11 @@ def _losses_kernel(
         higher = tl.maximum(peak, tl.max(z, axis=0))
         total = total * tl.exp(peak - higher) + tl.sum(tl.exp(z - higher), axis=0)
         peak = higher
-    at_target = transformed(tl.load(first + tl.load(targets + row)), scale, softcap)
+    target = tl.load(targets + row)
+    is_token = (target >= 0) & (target < vocabulary)  # another is no token, and its loss no number
+    at_target = transformed(tl.load(first + target, mask=is_token, other=0.0), scale, softcap)
     loss = tl.log(total) - (at_target - peak)
-    tl.store(losses + row, tl.where(loss < 0, 0.0, loss))
+    tl.store(losses + row, tl.where(is_token, tl.where(loss < 0, 0.0, loss), float("nan")))
     tl.store(peaks + row, peak)
     tl.store(sums + row, total)
 
@@ -100,10 +105,11 @@ def losses_of_logits(logits: Tensor, targets: Tensor, transform: LogitTransform)
         losses, the largest transformed logit, and the sum of exp(logit − largest): float32 `[r]` each.
     """
     losses, peaks, sums = (torch.empty(len(logits), device=logits.device) for _ in range(3))
-    _losses_kernel[(len(logits),)](
-        logits, targets, losses, peaks, sums, logits.stride(0), logits.shape[1],
-        *scale_and_softcap(transform), block=_LOSS_BLOCK, num_warps=_LOSS_WARPS,
-    )  # fmt: skip
+    with on_device_of(logits):
+        _losses_kernel[(len(logits),)](
+            logits, targets, losses, peaks, sums, logits.stride(0), logits.shape[1],
+            *scale_and_softcap(transform), block=_LOSS_BLOCK, num_warps=_LOSS_WARPS,
+        )  # fmt: skip
     return losses, peaks, sums
 
 
@@ -132,11 +138,17 @@ def write_gradients(
         `out`.
     """
     vocabulary = logits.shape[1]
-    _gradients_kernel[(len(kept), triton.cdiv(vocabulary, _GRADIENT_BLOCK))](
-        out, logits, kept, targets, peaks, sums, grad_losses, out.stride(0), logits.stride(0), vocabulary,
-        *scale_and_softcap(transform), block=_GRADIENT_BLOCK, num_warps=_GRADIENT_WARPS,
-    )  # fmt: skip
+    with on_device_of(logits):
+        _gradients_kernel[(len(kept), triton.cdiv(vocabulary, _GRADIENT_BLOCK))](
+            out, logits, kept, targets, peaks, sums, grad_losses, out.stride(0), logits.stride(0), vocabulary,
+            *scale_and_softcap(transform), block=_GRADIENT_BLOCK, num_warps=_GRADIENT_WARPS,
+        )  # fmt: skip
     return out
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Launch kernels in here where a tensor is: Triton takes the current device, whatever it is given."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def scale_and_softcap(transform: LogitTransform) -> tuple[float, float]:

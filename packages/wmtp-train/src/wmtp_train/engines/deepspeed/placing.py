@@ -3,9 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from deepspeed import zero
-from deepspeed.runtime.keep_in_fp32 import keep_in_fp32_pattern
 from torch import nn
 
 from wmtp_train.engines.deepspeed.config import parameter_dtype
@@ -27,30 +25,24 @@ def place_parameters(model: nn.Module, config: dict[str, Any], mesh: Mesh) -> No
     if not any(mesh.all_gather_object(any(parameter.is_meta for parameter in model.parameters()))):
         return
     dtype = parameter_dtype(config)
-    pattern = keep_in_fp32_pattern(model, None, dtype)
-    kept = {
-        id(parameter) for name, parameter in model.named_parameters() if pattern is not None and pattern.search(name)
-    }
     if config.get("zero_optimization", {}).get("stage", 0) == 3:
-        _PartitioningInit(kept, module=model, dtype=dtype, config_dict_or_path=config)
+        _PartitioningInit(module=model, dtype=dtype, config_dict_or_path=config)
+        for buffer in model.buffers():  # which DeepSpeed moves with whole parameters alone
+            buffer.data = buffer.data.to(mesh.device)
         return
     for parameter in model.parameters():
         if parameter.is_meta:
-            give_memory(parameter, parameter.dtype if id(parameter) in kept else dtype, mesh.device)
+            give_memory(parameter, dtype if parameter.is_floating_point() else parameter.dtype, mesh.device)
 
 
 class _PartitioningInit(zero.Init):
     """ZeRO-3's own conversion, except that a parameter has memory from here on and no longer than it takes."""
 
-    def __init__(self, kept: set[int], dtype: torch.dtype, **how: Any) -> None:
-        self._kept, self._dtype = kept, dtype
-        super().__init__(dtype=dtype, **how)
-
     def _convert_to_zero_parameters(self, param_list: Iterable[nn.Parameter]) -> None:
         for parameter in param_list:
-            dtype = parameter.dtype if id(parameter) in self._kept else self._dtype
+            dtype = self.dtype if parameter.is_floating_point() else parameter.dtype
             if parameter.is_meta:
                 give_memory(parameter, dtype, self.local_device)
             elif not zero.partition_parameters.is_zero_param(parameter):
-                parameter.data = parameter.data.to(dtype)
+                parameter.data = parameter.data.to(dtype).contiguous()
             super()._convert_to_zero_parameters([parameter])
