@@ -1,6 +1,7 @@
 """Losses and gradients on the device against a dense computation in float64 on the CPU, chunk by chunk of logits."""
 
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ if importlib.util.find_spec("triton") is not None:
     from wmtp_core.losses import triton_chunk  # noqa: F401
 
 pytestmark = pytest.mark.cuda
-POSITIONS, HEADS, ROWS = 700, 4, 512
+ON_GPU = os.environ.get("WMTP_TEST_DEVICE", "cuda") == "cuda"
+POSITIONS, HEADS, ROWS = 700 if ON_GPU else 150, 4, 512
+CHUNK = 200 if ON_GPU else 20  # interpreted kernels take long
 # Wider than a kernel's tiles, with and without round numbers: Triton compiles other code for each.
 SHAPES = {"odd": (200, 9001), "round": (256, 8192)}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -111,14 +114,14 @@ def kernels():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_kernel_forms_the_same_chunk(device, relative_error, shape, kind, transform, kept, dtype):
     hidden, weight, targets, _ = (tensor.detach() for tensor in problem(device, dtype, shape))
-    hidden, targets = hidden[:200], targets[:200].clamp(min=0)
-    rows = torch.arange(0, 200, 3, device=device) if kept else None
-    wanted = torch.linspace(0.1, 1, 200 if rows is None else len(rows), device=device)
+    hidden, targets = hidden[:CHUNK], targets[:CHUNK].clamp(min=0)
+    rows = torch.arange(0, CHUNK, 3, device=device) if kept else None
+    wanted = torch.linspace(0.1, 1, CHUNK if rows is None else len(rows), device=device)
     chunk = kind(weight, 256, transform).form(hidden, targets)
     found = [chunk.losses.clone(), chunk.gradients(rows, wanted).clone()]
     logits = (hidden.double().cpu() @ weight.double().cpu().T).requires_grad_()
     ce = torch.nn.functional.cross_entropy(transform(logits), targets.cpu(), reduction="none")
-    of_all = torch.zeros(200, dtype=torch.float64)
+    of_all = torch.zeros(CHUNK, dtype=torch.float64)
     of_all[slice(None) if rows is None else rows.cpu()] = wanted.double().cpu()
     ce.backward(of_all)
     gradient = logits.grad if rows is None else logits.grad[rows.cpu()]
