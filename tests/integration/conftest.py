@@ -59,6 +59,28 @@ def call(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Call:
 
 
 @pytest.fixture(scope="session")
+def settings_under(tiny_home: Path, tiny_llama: dict[str, Any]) -> Callable[[Path], dict[str, Any]]:
+    """Settings of a tiny rho1-wmtp run under a DeepSpeed configuration, for `train_runs`."""
+
+    def settings(config: Path) -> dict[str, Any]:
+        return {
+            "algo": "rho1-wmtp",
+            "log_every": 1,
+            "deepspeed_config": str(config),
+            "data": {
+                "train": [str(tiny_home / "train.jsonl")],
+                "tokenizer": str(tiny_home / "tokenizer"),
+                "sequence_length": 32,
+                "cache_dir": str(tiny_home / "cache"),
+            },
+            "model": {"config": tiny_llama},
+            "reference": {"source": str(tiny_home / "reference")},
+        }
+
+    return settings
+
+
+@pytest.fixture(scope="session")
 def train_runs() -> Callable[[Path, dict[int, dict[str, Any]]], None]:
     """Trains runs, by number of ranks and name, at once, and leaves what each saw in a folder: see split_runs.py."""
 

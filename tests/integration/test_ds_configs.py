@@ -25,26 +25,14 @@ BF16 = NAMES[1:]
 
 @pytest.fixture(scope="module")
 def runs(
-    tiny_home: Path, tiny_llama: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, train_runs: Any
+    settings_under: Callable[[Path], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, train_runs: Any
 ) -> Callable[[str], dict[str, Any]]:
     """Of each configuration two steps in one go, `NAME`, and in two, `NAME-resumed`; see split_runs.py."""
     folder = tmp_path_factory.mktemp("ds_configs")
     planned = {}
     for name in NAMES:
-        settings = {
-            "algo": "rho1-wmtp",
-            "log_every": 1,
-            "deepspeed_config": str(FOLDER / f"{name}.json"),
-            "data": {
-                "train": [str(tiny_home / "train.jsonl")],
-                "tokenizer": str(tiny_home / "tokenizer"),
-                "sequence_length": 32,
-                "cache_dir": str(tiny_home / "cache"),
-            },
-            "model": {"config": tiny_llama},
-            "optimizer": {"schedule": "constant", "learning_rate": 0.01},
-            "reference": {"source": str(tiny_home / "reference")},
-        }
+        settings = settings_under(FOLDER / f"{name}.json")
+        settings |= {"optimizer": {"schedule": "constant", "learning_rate": 0.01}}
         planned[name] = {**settings, "steps": 2, "output_dir": str(folder / f"{name}-whole")}
         halves = {**settings, "output_dir": str(folder / f"{name}-halves")}
         planned[f"{name}-half"] = {**halves, "steps": 1}

@@ -27,7 +27,7 @@ Runs = Callable[[str], dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def runs(
-    tiny_home: Path, tiny_llama: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, train_runs: Any
+    settings_under: Callable[[Path], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, train_runs: Any
 ) -> Runs:
     """Of each configuration a run in one go, `NAME`, and one in two halves, `NAME-resumed`; see split_runs.py."""
     folder = tmp_path_factory.mktemp("zero_plus_plus")
@@ -35,21 +35,8 @@ def runs(
     for name, (world, content) in CONFIGS.items():
         config = folder / f"{name}.json"
         config.write_text(json.dumps({"train_batch_size": ROWS, "gradient_accumulation_steps": 2, **content}))
-        settings = {
-            "algo": "rho1-wmtp",
-            "selection": {"scope": "sequence"},
-            "log_every": 1,
-            "deepspeed_config": str(config),
-            "data": {
-                "train": [str(tiny_home / "train.jsonl")],
-                "tokenizer": str(tiny_home / "tokenizer"),
-                "sequence_length": 32,
-                "cache_dir": str(tiny_home / "cache"),
-            },
-            "model": {"config": tiny_llama},
-            "optimizer": {"schedule": "constant", "learning_rate": 0.003},
-            "reference": {"source": str(tiny_home / "reference")},
-        }
+        settings = settings_under(config)
+        settings |= {"selection": {"scope": "sequence"}, "optimizer": {"schedule": "constant", "learning_rate": 0.003}}
         of_world = planned.setdefault(world, {})
         of_world[name] = {**settings, "steps": STEPS, "output_dir": str(folder / f"{name}-whole")}
         halves = {**settings, "output_dir": str(folder / f"{name}-halves")}

@@ -1,32 +1,21 @@
 """The benchmark of the loss op, `tools/bench.py --only loss`, and what it was to reach."""
 
-from dataclasses import asdict
-
-import torch
-
 from benchmarks.comparison import Comparison
 from benchmarks.loss_benchmark import loss_comparisons
 from benchmarks.loss_variants import NAIVE
 from benchmarks.peers import PEERS
-from benchmarks.tables import LEGEND, to_markdown
+from benchmarks.tables import LEGEND
 from gpu_checking.parts import Task
 from gpu_checking.record import Record
-from gpu_checking.targets import Target, targets_table
+from gpu_checking.targets import Target, record_comparisons
 
 OURS = "ours, rho1"
 
 
 def run(record: Record, task: Task) -> None:
     """Compare all forms, shape by shape."""
-    skipped: dict[str, str] = {}
     record.put("legend", LEGEND, LEGEND)
-    for comparison in loss_comparisons(
-        torch.device(task.device), torch.bfloat16, 2 if task.quick else 5, task.quick, skipped
-    ):
-        section = f"{to_markdown(comparison)}\n{targets_table(_targets(comparison))}"
-        record.put(comparison.title, asdict(comparison), section)
-    for what, reason in skipped.items():
-        record.miss(what, reason)
+    record_comparisons(record, loss_comparisons, task, _targets)
 
 
 def _targets(comparison: Comparison) -> list[Target]:

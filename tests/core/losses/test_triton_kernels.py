@@ -5,11 +5,11 @@ import torch
 
 from wmtp_core import LogitTransform
 
-triton = pytest.importorskip("triton", reason="Triton is for Linux")
-from wmtp_core.losses.compiled_chunk import CompiledChunkedLogits  # noqa: E402
-from wmtp_core.losses.remaining_rows import add_remaining  # noqa: E402
-from wmtp_core.losses.triton_chunk import TritonChunkedLogits  # noqa: E402
-from wmtp_core.losses.triton_kernels import losses_of_logits  # noqa: E402
+pytest.importorskip("triton", reason="Triton is for Linux")  # before what imports it
+from wmtp_core.losses.compiled_chunk import CompiledChunkedLogits
+from wmtp_core.losses.remaining_rows import add_remaining
+from wmtp_core.losses.triton_chunk import TritonChunkedLogits
+from wmtp_core.losses.triton_kernels import losses_of_logits
 
 TRANSFORMS = [LogitTransform(), LogitTransform(2.0), LogitTransform(0.5, 3.0)]
 # Of a norm: what rounding to the dtype allows.

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
@@ -104,7 +104,7 @@ def test_the_compiler_is_told_the_shapes_of_what_it_does_not_look_into(out_first
     x, grad = torch.randn(2, 3, 6), torch.randn(2, 3, 10)
     grad[0, 1:] = 0
     weight = torch.randn(10, 6) if out_first else torch.randn(6, 10)
-    torch.library.opcheck(_compiled_gradients, (grad, x, weight, out_first, *asked))
+    library.opcheck(_compiled_gradients, (grad, x, weight, out_first, *asked))
 
 
 @pytest.mark.parametrize(("kind", "bias"), [("linear", True), ("linear", False), ("conv1d", True)])

@@ -122,7 +122,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wrong = 1.0
         if ctx.formed is not None:
             gradients, ctx.formed, wrong = ctx.formed, None, ctx.wrong
-            gradients.inputs, gradients.weight = hidden, weight
             grad = gradients.reconcile(grad)
         else:
             gradients = Gradients(hidden, weight, ctx.needs_input_grad)

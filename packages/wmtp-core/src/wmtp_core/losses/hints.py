@@ -52,6 +52,7 @@ class StaticHint:
 
     def __init__(self, head_weights: Tensor, share: float = 1.0) -> None:
         self.head_weights, self.share = head_weights.flatten(0, 1), share  # [P, H]
+        # It says what comes, but for rounding; of a smaller share some chunks hold more than are formed ahead.
         self.wrong = 1 / 256 if share == 1 else 1 / 64
 
     def __call__(self, positions: Tensor, ce: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ for it in each layer costs more than the rows.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from transformers.pytorch_utils import Conv1D
 
 from wmtp_core.losses.logits_chunk import on_accelerator
@@ -104,7 +104,7 @@ def _gradients(
     return grad_x, grad_weight, grad_bias
 
 
-_compiled_gradients = torch.library.custom_op("wmtp::row_sparse_gradients", _gradients, mutates_args=())
+_compiled_gradients = library.custom_op("wmtp::row_sparse_gradients", _gradients, mutates_args=())
 
 
 @_compiled_gradients.register_fake

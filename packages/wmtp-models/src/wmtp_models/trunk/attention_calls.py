@@ -55,7 +55,7 @@ def record_attention_calls(causal_lm: PreTrainedModel) -> list[AttentionCall]:
 
     def mask(batch_size: int, q_length: int, kv_length: int, local_size: int | None = None, **_: Any) -> Tensor:
         made = torch.empty(batch_size, 1, q_length, kv_length, dtype=torch.bool, device="meta")
-        made.wmtp_local_size = local_size  # type: ignore[attr-defined]
+        made.wmtp_local_size = local_size  # type: ignore[attr-defined]  # a mark of ours on the mask
         return made
 
     def attend(

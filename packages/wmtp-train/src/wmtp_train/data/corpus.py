@@ -29,9 +29,9 @@ TEXT_SCHEMA = pa.schema(
 _LARGEST_REWARD = 3.4e38  # of a float32
 # The forms of a row: what each must have, and what it may have. A file has rows of one line of them.
 _FORMS: tuple[dict[tuple[str, ...], tuple[str, ...]], ...] = (
-    ({("text",): (), ("prompt", "completion"): (), ("chosen", "rejected"): ("prompt",)}),
-    ({("messages",): ("tools",), ("conversations",): ("tools",), ("instruction", "output"): ("input", "system")}),
-    ({("input_ids",): ("labels",)}),
+    {("text",): (), ("prompt", "completion"): (), ("chosen", "rejected"): ("prompt",)},
+    {("messages",): ("tools",), ("conversations",): ("tools",), ("instruction", "output"): ("input", "system")},
+    {("input_ids",): ("labels",)},
 )
 _ALWAYS = ("reward", "noise")
 COLUMNS = tuple(

@@ -97,19 +97,22 @@ def content_fingerprint(path: Path) -> bytes:
 
 
 def read_rows(path: Path, columns: Iterable[str]) -> Iterator[Row]:
-    """Return (where, row) for each row of a file; of a parquet file the values of other columns are not read and None.
+    """Yield (where, row) for each row of a file; of a parquet file the values of other columns are not read and None.
 
     Raises:
         UserError: something cannot be read; the message names file and line.
     """
-    if path.is_dir():
-        return _read_saved(path, columns)
-    kind = _kind(path)
-    if kind == ".parquet":
-        return _read_parquet(path, columns)
-    if kind == ".bin":
-        return read_megatron(path)
-    return {".jsonl": _read_jsonl, ".json": _read_json, ".txt": _read_text}[kind](path)
+    try:
+        if path.is_dir():
+            yield from _read_saved(path, columns)
+        elif path.suffix == ".parquet":
+            yield from _read_parquet(path, columns)
+        elif path.suffix == ".bin":
+            yield from read_megatron(path)
+        else:
+            yield from {".jsonl": _read_jsonl, ".json": _read_json, ".txt": _read_text}[_kind(path)](path)
+    except OSError as error:
+        raise UserError(f"{path}: it cannot be read ({' '.join(str(error).split())}): write it again") from error
 
 
 def _open(path: Path) -> io.BufferedReader:
@@ -121,22 +124,16 @@ def _open(path: Path) -> io.BufferedReader:
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.isspace():
-                    where = f"{path}:{number}"
-                    yield where, _require_object(where, _parse(where, line.rstrip(), "this line"), "this line")
-    except OSError as error:
-        raise UserError(f"{path}: it cannot be decompressed ({error}): write it again") from error
+    with _open(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.isspace():
+                where = f"{path}:{number}"
+                yield where, _require_object(where, _parse(where, line.rstrip(), "this line"), "this line")
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    try:
-        with _open(path) as file:
-            rows = _parse(str(path), file.read(), "the file")
-    except OSError as error:
-        raise UserError(f"{path}: it cannot be decompressed ({error}): write it again") from error
+    with _open(path) as file:
+        rows = _parse(str(path), file.read(), "the file")
     if not isinstance(rows, list):
         raise UserError(f"{path}: a .json file holds a list of rows, this is a {type(rows).__name__}: use .jsonl")
     for number, row in enumerate(rows, start=1):
@@ -192,5 +189,3 @@ def _read_text(path: Path) -> Iterator[Row]:
             yield str(path), {"text": file.read().decode()}
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}, byte {error.start}): convert the file") from error
-    except OSError as error:
-        raise UserError(f"{path}: it cannot be decompressed ({error}): write it again") from error
