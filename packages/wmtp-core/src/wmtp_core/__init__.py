@@ -3,10 +3,11 @@
 Selection and weighting meet the ranks of a process group where one is given.
 """
 
-from wmtp_core.drafts import accepted_drafts, linear_argmax
+from wmtp_core.drafts import accepted_drafts, linear_argmax, linear_overlap
 from wmtp_core.errors import UserError
 from wmtp_core.losses.dense import compute_mtp_selective_weights, compute_weighted_mtp_loss, dense_cross_entropy
-from wmtp_core.losses.fused import linear_cross_entropy
+from wmtp_core.losses.distillation import Distillation
+from wmtp_core.losses.fused import linear_cross_entropy, linear_distillation
 from wmtp_core.losses.hints import GradientHint, WeightHint
 from wmtp_core.losses.logit_transform import LogitTransform
 from wmtp_core.losses.weighted import weighted_mtp_loss
@@ -14,6 +15,7 @@ from wmtp_core.selection import compute_rho1_stats, excess_loss, select_by_exces
 from wmtp_core.targets import mtp_targets, shift_to_heads
 from wmtp_core.weighting.controls import LabelledWeighting, RandomWeighting, SoftmaxExcessWeighting
 from wmtp_core.weighting.critic import CriticWeighting
+from wmtp_core.weighting.reach import ReachWeighting
 from wmtp_core.weighting.rho1 import Rho1Weighting
 from wmtp_core.weighting.rule import GradientPlan, HeadWeighting, WeightingInputs, WeightPlan
 from wmtp_core.weighting.top_k import TopKWeighting
@@ -21,12 +23,14 @@ from wmtp_core.weighting.uniform import UniformWarmup, UniformWeighting
 
 __all__ = [
     "CriticWeighting",
+    "Distillation",
     "GradientHint",
     "GradientPlan",
     "HeadWeighting",
     "LabelledWeighting",
     "LogitTransform",
     "RandomWeighting",
+    "ReachWeighting",
     "Rho1Weighting",
     "SoftmaxExcessWeighting",
     "TopKWeighting",
@@ -44,6 +48,8 @@ __all__ = [
     "excess_loss",
     "linear_argmax",
     "linear_cross_entropy",
+    "linear_distillation",
+    "linear_overlap",
     "mtp_targets",
     "select_by_excess",
     "shift_to_heads",

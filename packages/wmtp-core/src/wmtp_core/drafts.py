@@ -25,6 +25,34 @@ def linear_argmax(hidden: Tensor, weight: Tensor, transform: LogitTransform = ID
     return torch.cat([transform(rows @ weight.T).argmax(dim=-1) for rows in chunks])
 
 
+@torch.no_grad()
+def linear_overlap(
+    hidden: Tensor, verifying: Tensor, weight: Tensor, transform: LogitTransform = IDENTITY
+) -> Tensor:
+    """Return how much two distributions have in common, Σ_v min(p(v), q(v)), for every row of two hidden states.
+
+    That is how often a draft of one is accepted where the other verifies it, in sampling at temperature 1 (Leviathan et
+    al., arXiv 2211.17192, theorem 3.5).
+
+    Args:
+        hidden: `[N, D]`, normed hidden states that draft.
+        verifying: `[N, D]`, those that verify.
+        weight: `[V, D]`, the unembedding of both.
+        transform: from products to logits.
+
+    Returns:
+        float32 `[N]`, in [0, 1].
+    """
+    rows = max(1, rows_per_chunk(weight) // 4)  # of both, and as probabilities
+    chunks = zip(hidden.split(rows), verifying.split(rows), strict=True)
+    return torch.cat(
+        [
+            torch.minimum(*(transform((states @ weight.T).float()).softmax(dim=-1) for states in both)).sum(dim=-1)
+            for both in chunks
+        ]
+    )
+
+
 def accepted_drafts(predicted: Tensor) -> Tensor:
     """Return which drafts greedy self-speculative decoding would accept, if it began at every position of a given text.
 

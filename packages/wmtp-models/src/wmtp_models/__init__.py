@@ -4,6 +4,7 @@ from wmtp_models.config import MtpConfig
 from wmtp_models.flop import flop_per_token
 from wmtp_models.generation import Generation, Sampling, TextStream, encode_prompt, generate, stop_tokens
 from wmtp_models.loading import build_policy, load_causal_lm, load_policy, load_tokenizer, load_wmtp
+from wmtp_models.objective import Objective
 from wmtp_models.output import MtpOutput
 from wmtp_models.policy import MtpForCausalLM
 from wmtp_models.reference import ReferenceModel, require_same_tokenizer, weights_fingerprint
@@ -22,6 +23,7 @@ __all__ = [
     "MtpConfig",
     "MtpForCausalLM",
     "MtpOutput",
+    "Objective",
     "ReferenceModel",
     "Sampling",
     "TextStream",

@@ -6,25 +6,25 @@ and head. Logits `[B, S, H, V]` are never formed.
 """
 
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, GenerationConfig, PreTrainedModel
 
-from wmtp_core import GradientPlan, UserError, linear_argmax, linear_cross_entropy, mtp_targets
+from wmtp_core import GradientPlan, UserError, mtp_targets
 from wmtp_models.config import FORMAT, MtpConfig
 from wmtp_models.heads import KINDS, ParallelHeads
 from wmtp_models.heads.base import HeadInputs
+from wmtp_models.objective import Objective, constant, head_losses
 from wmtp_models.output import MtpOutput
+from wmtp_models.predictions import predictions
 from wmtp_models.trunk.capture import capture_call
 from wmtp_models.trunk.packing_layout import DocumentBounds, infer_layout
 from wmtp_models.trunk.parts import trunk_parts
 from wmtp_models.trunk.probe import require_wrappable
 from wmtp_models.trunk.router_loss import find_router_loss
-from wmtp_models.trunk.row_slices import HintOfSlices, Slices, WholeRows
+from wmtp_models.trunk.row_slices import Slices, WholeRows
 from wmtp_models.trunk.sequence_parallel import lay_out
 from wmtp_models.value_head import ValueHead
 
@@ -55,6 +55,7 @@ class MtpForCausalLM(PreTrainedModel):
         self.heads = KINDS[config.head_kind].beside(parts, config)
         self.router_loss = find_router_loss(causal_lm)
         self.slices: Slices = WholeRows()
+        self.objective = Objective()
         self.value_head: ValueHead | None = None
         if config.value_head:
             self.add_value_head()
@@ -146,7 +147,8 @@ class MtpForCausalLM(PreTrainedModel):
             attention_mask: `[B, S]`, 0 at padding.
             plan: what gradient the losses will probably receive, given the values; it makes the backward cheaper and
                 never other, see `wmtp_core.linear_cross_entropy`.
-            predict: also find every head's most probable token, at the cost of one more product with the unembedding.
+            predict: also find every head's most probable token and how often its draft would be accepted, at the cost of
+                three more products with the unembedding.
             bounds: where `position_ids` restart, if the host knows: then nothing waits for an accelerator here.
         """
         position_ids, document_ids = infer_layout(position_ids, document_ids, attention_mask)
@@ -158,24 +160,14 @@ class MtpForCausalLM(PreTrainedModel):
         if self.value_head is not None:
             values = self.value_head(states[0] if self.config.value_gradient_to_trunk else states[0].detach())
             values = self.slices.join(values)
-        hint = None if plan is None else plan.hint(None if values is None else values.detach())
-        # The weight is used in here and nowhere else, so that ZeRO-3 gathers it around this forward and its backward.
-        weight = self.trunk.weight
-        frozen = not (weight.requires_grad or states[0].requires_grad)  # head 0 and all below it
-        if hint is not None and frozen:
-            hint = replace(hint, per_head=pad(hint.per_head[1:], (1, 0)))
-        if hint is not None:
-            hint = replace(hint, weights=HintOfSlices(hint.weights, self.slices, input_ids.shape[1]))
-        targets = self.slices.part(targets)
-        hidden = torch.stack(states, dim=2)  # [B, S, H, D]
-        flat, transform = hidden.flatten(0, 2), self.trunk.transform
-        ce = linear_cross_entropy(flat, weight, targets.flatten(), hint=hint, transform=transform).view_as(targets)
-        ce = self.slices.join(ce)
-        if frozen:  # or losses of head 0 would cost gradients that lead nowhere
-            ce = torch.cat([ce[..., :1].detach(), ce[..., 1:]], dim=-1)
-        predicted = self.slices.join(linear_argmax(flat, weight, transform).view_as(targets)) if predict else None
+        constant_values = None if values is None else values.detach()
+        ce, distilled = head_losses(self, states, self.slices.part(targets), plan, constant_values)
+        predicted, overlap = predictions(self, states) if predict else (None, None)
         auxiliary = None if self.router_loss is None else self.router_loss(router_logits, attention_mask)
-        return MtpOutput(ce=ce, valid=valid, values=values, predicted=predicted, auxiliary_loss=auxiliary)
+        return MtpOutput(
+            self.slices.join(ce), valid, values, predicted, auxiliary,
+            distilled=None if distilled is None else self.slices.join(distilled), overlap=overlap,
+        )
 
     def head_logits(
         self,
@@ -197,7 +189,9 @@ class MtpForCausalLM(PreTrainedModel):
         rows = lay_out(self.slices, self.causal_lm.config._attn_implementation, input_ids, layout, bounds)
         with rows.known:  # Without a cache: with one, transformers lets packed documents see each other.
             inputs = self._forward_trunk(rows.input_ids, rows.position_ids, use_cache=False, **rows.kwargs)
-            states = [inputs.final, *self.heads(inputs)]
+            with constant(self.trunk.norm.parameters() if self.objective.detach_heads else ()):
+                offered = inputs.detached() if self.objective.detach_heads else inputs
+                states = [inputs.final, *self.heads(offered)]
         return [state.view(-1, input_ids.shape[1] // self.slices.count, state.shape[-1]) for state in states]
 
     def _forward_trunk(self, input_ids: Tensor, position_ids: Tensor | None, **how: Any) -> HeadInputs:

@@ -28,6 +28,7 @@ class _CompiledChunk:
         self._buffers, self._logits, self._targets = buffers, logits, targets
         self._how = (buffers.transform.scale, buffers.transform.softcap)
         self.losses, self._peaks, self._sums = _compiled(_losses)(logits, targets, *self._how)
+        self.ce = self.losses
 
     def gradients(self, kept: Tensor | None, grad_losses: Tensor) -> Tensor:
         if kept is None:

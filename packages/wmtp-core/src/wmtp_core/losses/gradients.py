@@ -90,7 +90,8 @@ class Gradients:
         if self.grad_weight is not None:
             # In place: it is the largest tensor here.
             self.grad_weight.mul_(factor).masked_fill_(factor == 0, 0)
-        return residual
+            return residual
+        return residual.where(self.hinted == 0, 0)  # of what was formed the hidden states' part is right by now
 
     def grad_weight_as(self, dtype: torch.dtype) -> Tensor | None:
         """Return the weight's gradient in the weight's dtype; it was summed in float32."""

@@ -16,12 +16,14 @@ class LogitsChunk(Protocol):
     """The logits of some rows. It lives in its `ChunkedLogits`' buffers until that forms the next one."""
 
     losses: Tensor
-    """float32 `[r]`, the cross-entropy of each row."""
+    """float32 `[r]`, the loss of each row."""
+    ce: Tensor
+    """float32 `[r]`, its cross-entropy, where that is not its loss."""
 
     def gradients(self, kept: Tensor | None, grad_losses: Tensor) -> Tensor:
         """Return the gradients of `hidden @ weight.T`. It may be asked for once.
 
-        That is grad_loss · (softmax − 1 at the target), times the derivative of the transform.
+        For cross-entropies that is grad_loss · (softmax − 1 at the target), times the derivative of the transform.
 
         Args:
             kept: int64 `[k]`, which rows, ascending; None: all of them.
@@ -50,12 +52,25 @@ class ChunkedLogits:
 
     def form(self, hidden: Tensor, targets: Tensor) -> LogitsChunk:
         """Form the logits of hidden `[r, D]` and their losses against targets int64 `[r]` in 0 … V−1."""
-        logits = self.buffer("logits", len(hidden), torch.float32)
+        return SoftmaxInPlace(self, self.transform.apply_(self.product(hidden, "logits")), targets)
+
+    def form_rows(self, rows: Tensor, hidden: Tensor, targets: Tensor, run: int | None = None) -> LogitsChunk:
+        """Form the logits of some rows.
+
+        Args:
+            rows: int64 `[r]`.
+            hidden: `[N, D]`, of all rows.
+            targets: int64 `[N]`, of all rows.
+            run: all heads of so many positions stand side by side in `rows`, again and again; None: who knows.
+        """
+        return self.form(hidden[rows], targets[rows])
+
+    def product(self, hidden: Tensor, name: str) -> Tensor:
+        """Return `hidden @ weight.T` of hidden `[r, D]`, float32 `[r, V]`, in the buffer of that name."""
+        out = self.buffer(name, len(hidden), torch.float32)
         if hidden.dtype == torch.float32:
-            torch.mm(hidden, self.weight.T, out=logits)
-        else:
-            logits.copy_(torch.mm(hidden, self.weight.T, out=self.buffer("product", len(hidden), hidden.dtype)))
-        return _SoftmaxInPlace(self, self.transform.apply_(logits), targets)
+            return torch.mm(hidden, self.weight.T, out=out)
+        return out.copy_(torch.mm(hidden, self.weight.T, out=self.buffer("product", len(hidden), hidden.dtype)))
 
     def add_beyond(self, gradients: Any, missing: Tensor, targets: Tensor, order: Tensor, done: int) -> None:
         """Add what the rows `order[done:]` lack; the host waits for their number.
@@ -70,28 +85,31 @@ class ChunkedLogits:
         count = int((missing != 0).sum())
         for rows in order[done : max(done, count)].split(self.rows):
             if len(rows):
-                chunk = self.form(gradients.inputs[rows], targets[rows])
+                chunk = self.form_rows(rows, gradients.inputs, targets)
                 gradients.add(chunk, rows, None, missing, gradients.hinted[rows] == 0)
 
     def buffer(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
         """Return `[rows, V]` of memory that the next caller of this name gets again."""
         if name not in self._buffers or len(self._buffers[name]) < rows:
-            # The kept rows of a chunk are about as many in all of them: not worth a whole chunk's memory.
-            most = min(self.rows, rows + rows // 16) if name == "kept" else self.rows
+            # Kept rows, and a teacher's, are about as many in all chunks: not worth a whole chunk's memory.
+            most = min(self.rows, rows + rows // 16) if name in ("kept", "teacher") else self.rows
             self._buffers[name] = torch.empty(most, len(self.weight), dtype=dtype, device=self.weight.device)
         return self._buffers[name][:rows]
 
 
-class _SoftmaxInPlace:
+class SoftmaxInPlace:
+    """A chunk of float32 logits that become log-probabilities, and these gradients, where they are."""
+
     def __init__(self, buffers: ChunkedLogits, logits: Tensor, targets: Tensor) -> None:
         self._logits, self._targets, self._transform = buffers, targets, buffers.transform
         at_target = logits.gather(1, targets[:, None]) if self._transform.softcap is not None else None
         self._log_probabilities = torch.log_softmax(logits, dim=-1, out=logits)  # [r, V], as F.cross_entropy does it
-        self.losses = -self._log_probabilities.gather(1, targets[:, None]).squeeze(1)
+        self.ce = self.losses = -self._log_probabilities.gather(1, targets[:, None]).squeeze(1)
         # With these, a log-probability is again the logit that the derivative of the cap is of.
         self._normalizers = None if at_target is None else at_target.squeeze(1) + self.losses
 
     def gradients(self, kept: Tensor | None, grad_losses: Tensor) -> Tensor:
+        """Return the gradients of the products, see `LogitsChunk`."""
         gradients, targets, normalizers = self._log_probabilities, self._targets, self._normalizers
         if kept is not None:
             out = self._logits.buffer("kept", len(kept), torch.float32)
@@ -102,17 +120,21 @@ class _SoftmaxInPlace:
         softcap, derivative = self._transform.softcap, None
         if softcap is not None and normalizers is not None:
             derivative = self._derivative_of_cap(gradients, normalizers, softcap)
-        # On a CPU torch's softmax adds its terms one after the other, and is off by 3e-5 for 128k of them. The sum of
-        # what it gave is added up in pairs, and corrects that.
-        gradients.exp_()
-        gradients.mul_((grad_losses / gradients.sum(dim=-1))[:, None])
-        gradients[torch.arange(len(targets)), targets] -= grad_losses
+        self._to_gradients(gradients, targets, grad_losses, kept)
         if derivative is not None:
             gradients.mul_(derivative)
         weight = self._logits.weight
         if weight.dtype == torch.float32:
             return gradients
         return self._logits.buffer("product", len(gradients), weight.dtype).copy_(gradients)
+
+    def _to_gradients(self, log_probabilities: Tensor, targets: Tensor, grads: Tensor, kept: Tensor | None) -> None:
+        """Turn the log-probabilities of the kept rows into gradients of the transformed logits, in place."""
+        # On a CPU torch's softmax adds its terms one after the other, and is off by 3e-5 for 128k of them. The sum of
+        # what it gave is added up in pairs, and corrects that.
+        log_probabilities.exp_()
+        log_probabilities.mul_((grads / log_probabilities.sum(dim=-1))[:, None])
+        log_probabilities[torch.arange(len(targets)), targets] -= grads
 
     def _derivative_of_cap(self, log_probabilities: Tensor, normalizers: Tensor, softcap: float) -> Tensor:
         """Return 1 − (z / cap)² of the capped logits z, float32 `[k, V]`."""

@@ -39,6 +39,7 @@ class _TritonChunk:
     def __init__(self, buffers: TritonChunkedLogits, logits: Tensor, targets: Tensor) -> None:
         self._buffers, self._logits, self._targets = buffers, logits, targets
         self.losses, self._peaks, self._sums = losses_of_logits(logits, targets, buffers.transform)
+        self.ce = self.losses
 
     def gradients(self, kept: Tensor | None, grad_losses: Tensor) -> Tensor:
         logits = self._logits

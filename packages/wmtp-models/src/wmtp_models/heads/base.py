@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -32,9 +32,18 @@ class HeadInputs:
     final: Tensor
     input_ids: Tensor
     position_ids: Tensor | None
-    embedding: nn.Module
+    embedding: Callable[[Tensor], Tensor]
     norm: nn.Module
     part: Callable[[Tensor], Tensor] = WholeRows().part
+
+    def detached(self) -> "HeadInputs":
+        """Return the same inputs, through which nothing learns; of the norm its parameters are left."""
+        return replace(
+            self,
+            last_layer=self.last_layer.detached(),
+            final=self.final.detach(),
+            embedding=lambda input_ids: self.embedding(input_ids).detach(),
+        )
 
 
 Propose = Callable[[Tensor], Tensor]

@@ -27,6 +27,16 @@ class LayerCall(NamedTuple):
             kwargs = kwargs | {"hidden_states": hidden_states}
         return layer_output(layer(*args, **kwargs))
 
+    def detached(self) -> "LayerCall":
+        """Return the same call, through which nothing learns."""
+        return LayerCall(_detached(self.args), {name: _detached(value) for name, value in self.kwargs.items()})
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    return tuple(map(_detached, value)) if type(value) is tuple else value
+
 
 def layer_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return the hidden states `[B, S, D]` in what a decoder layer returns: some families return a tuple."""
