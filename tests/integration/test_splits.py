@@ -5,7 +5,8 @@ The rows are as uneven as they get: some have no target at all, so that there ar
 
 The two scopes of rho1-wmtp go through all 36 splits with untied embeddings. Every other rule goes through 12 of them,
 tied and untied by turns, in which each pair of values of stage, world, accumulation and tying occurs. Then there are
-splits of rows: processes that share them. Only what pytest was asked for is trained: `-k critic` takes seconds.
+splits of rows (processes that share them), and of heads that learn from head 0 or move nothing but themselves. Only what
+pytest was asked for is trained: `-k critic` takes seconds.
 """
 
 import json
@@ -43,9 +44,19 @@ WITH_SHARED_ROWS: dict[str, dict[str, Any]] = {
     "mlp": {"algo": "rho1-wmtp", "selection": {"scope": "sequence"}, "head_kind": "mlp"},
     "linear": {"algo": "random", "head_kind": "linear"},
 }
+WITH_DISTILLATION: dict[str, dict[str, Any]] = {
+    "detached": {"algo": "reach-wmtp", "objective": "distill", "detach_heads": True, "head_kind": "sequential"},
+    "distilled": {
+        "algo": "rho1-wmtp",
+        "selection": {"scope": "sequence"},
+        "objective": "distill",
+        "distill": {"divergence": "reverse-kl", "cross_entropy": 0.3},
+    },
+    "detached-layers": {"algo": "mtp-baseline", "detach_heads": True},
+}
 # What compares over a micro-batch gives the same for every world size, but not for every accumulation.
 OVER_MICRO_BATCHES = {"batch", "batch-selected", "critic-exp", "linear"}
-OF_MODEL = ("head_kind", "shared_module", "gradient_checkpointing")
+OF_MODEL = ("head_kind", "shared_module", "gradient_checkpointing", "detach_heads")
 TIMES = {"train/step_seconds", "train/tokens_per_second"}
 
 
@@ -93,6 +104,16 @@ SHARED = [
 ]
 SPLITS = [Split(rule, *split) for rule in RULES for split in (ALL if rule in ("sequence", "batch") else PAIRWISE)]
 SPLITS += SHARED
+SPLITS += [
+    Split("detached", True, 0, 2, 2),
+    Split("detached", False, 1, 4, 1),
+    Split("detached", True, 2, 2, 4),
+    Split("detached", True, 3, 4, 2),
+    Split("distilled", False, 3, 2, 2),
+    Split("distilled", True, 2, 4, 1),
+    Split("detached-layers", True, 3, 2, 1),
+    Split("detached-layers", False, 2, 4, 2),
+]
 
 
 def uneven_documents() -> list[dict[str, Any]]:
@@ -115,7 +136,7 @@ def uneven_documents() -> list[dict[str, Any]]:
 def settings_of(split: Split, folder: Path, home: Path) -> dict[str, Any]:
     llama = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": split.tied}
-    rule = dict((RULES | WITH_SHARED_ROWS)[split.rule])
+    rule = dict((RULES | WITH_SHARED_ROWS | WITH_DISTILLATION)[split.rule])
     of_model = {name: rule.pop(name) for name in OF_MODEL if name in rule}
     return {
         "steps": STEPS,

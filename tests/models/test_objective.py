@@ -13,6 +13,7 @@ from wmtp_models import MtpForCausalLM, Objective, checkpoint_activations, train
 
 Make = Callable[..., PreTrainedModel]
 HORIZON = 4
+TEXT = Objective()
 KINDS = ["layer", "sequential", "mlp", "linear"]
 POSITIONS = torch.cat([torch.arange(5), torch.arange(7)]).expand(2, 12)  # two documents a row
 EVERY_OBJECTIVE = [Objective(detach_heads=True)] + [
@@ -26,7 +27,7 @@ EVERY_OBJECTIVE = [Objective(detach_heads=True)] + [
 def make_policy(make_causal_lm: Make) -> Callable[..., MtpForCausalLM]:
     """A policy whose heads are far from where they start."""
 
-    def make(kind: str, objective: Objective = Objective(), family: str = "llama", **overrides: Any) -> MtpForCausalLM:
+    def make(kind: str, objective: Objective = TEXT, family: str = "llama", **overrides: Any) -> MtpForCausalLM:
         policy = MtpForCausalLM.wrap(make_causal_lm(family, **overrides), HORIZON, head_kind=kind)
         torch.manual_seed(1)
         with torch.no_grad():

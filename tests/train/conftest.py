@@ -60,7 +60,9 @@ def random_micro_batch() -> Callable[..., tuple[Batch, MtpOutput, WeightingInput
             reference_ce=batch.reference_ce,
             token_labels=batch.token_labels,
         )
-        return batch, MtpOutput(ce, valid, values, predicted), inputs
+        overlap = torch.rand(ce.shape, generator=draw)
+        overlap[..., 0] = 1
+        return batch, MtpOutput(ce, valid, values, predicted, overlap=overlap), inputs
 
     return make
 

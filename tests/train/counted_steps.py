@@ -9,6 +9,7 @@ from deepspeed.accelerator import real_accelerator
 from pretended_accelerator import PretendedAccelerator
 from torch import nn
 
+import wmtp_core.losses.distillation
 import wmtp_core.losses.fused
 import wmtp_core.losses.gradients
 import wmtp_core.losses.logits_chunk
@@ -24,6 +25,7 @@ from wmtp_train.ranks.preemption import raise_if_preempted
 from wmtp_train.run import Run
 
 ASKING = (
+    wmtp_core.losses.distillation,
     wmtp_core.losses.fused,
     wmtp_core.losses.gradients,
     wmtp_core.losses.logits_chunk,

@@ -70,10 +70,18 @@ def of_deepspeed(counts):
         ("random", "selected", {"selection": {"scope": "sequence"}, "head_coefficients": 0.5}),
         ("softmax-excess", "valid", {}),
         ("labelled", "selected", {}),
+        ("reach-wmtp", "valid", {}),
+        ("rho1-wmtp", "valid", {"model": {"detach_heads": True, "head_kind": "sequential"}}),
     ],
 )
 def test_no_algorithm_waits(counted, algo, normalize_by, changes):
     assert not counted(algo=algo, normalize_by=normalize_by, **changes)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_distillation_asks_once_for_the_rows_that_its_hint_missed(counted, detach):
+    counts = counted(algo="mtp-baseline", objective="distill", model={"detach_heads": detach})
+    assert counts == {"wmtp_core/losses/logits_chunk.py ChunkedLogits.add_beyond _local_scalar_dense": 1}
 
 
 def test_a_wait_would_be_seen(counted, monkeypatch):

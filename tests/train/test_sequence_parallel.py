@@ -61,11 +61,12 @@ def test_a_run_goes_on_to_the_bit_and_as_one_of_whole_rows(alike, tmp_path):
 
 REFUSED = [
     ({"model": {"horizon": 2, "config": {"model_type": "mamba"}}, "data": {"packing": False}}, "documents see each"),
+    ({"objective": "distill"}, "with sequence_parallel_size 2 these may lie on another process: remove sequence_para"),
     ({"data": {"sequence_length": 33}}, "data.sequence_length is 33, which sequence_parallel_size 2 does not divide"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "problem"), REFUSED, ids=["mamba", "length"])
+@pytest.mark.parametrize(("changes", "problem"), REFUSED, ids=["mamba", "distill", "length"])
 def test_what_cannot_share_rows_ends_in_one_line(alike, tmp_path, changes, problem):
     first, second = on_ranks(tmp_path, 2, train, alike("refused", 2, algo="mtp-baseline", **changes))
     assert problem in first

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+import wmtp_core.losses.distillation
 import wmtp_core.losses.fused
 import wmtp_core.losses.gradients
 import wmtp_core.losses.logits_chunk
@@ -30,9 +31,11 @@ def assert_close(actual, expected, relative):
 
 
 def as_if_on_accelerator(monkeypatch, answer, triton=False):
-    for module in (wmtp_core.losses.fused, wmtp_core.losses.gradients, wmtp_core.losses.logits_chunk):
+    losses = wmtp_core.losses
+    for module in (losses.distillation, losses.fused, losses.gradients, losses.logits_chunk):
         monkeypatch.setattr(module, "on_accelerator", lambda tensor: answer)
-    monkeypatch.setattr(wmtp_core.losses.logits_chunk, "has_triton", lambda tensor: triton)
+    for module in (losses.distillation, losses.logits_chunk):
+        monkeypatch.setattr(module, "has_triton", lambda tensor: triton)
 
 
 class Hint:

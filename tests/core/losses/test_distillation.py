@@ -30,8 +30,9 @@ def example(seed=0, dtype=torch.float32, scale=1.0):
     return teacher, hidden, weight, targets, grad
 
 
-def dense(teacher, hidden, weight, targets, kind, share=0.0, transform=LogitTransform()):
+def dense(teacher, hidden, weight, targets, kind, share=0.0, transform=None):
     """Losses float64 [N] of head h at t against head 0 at t+h, written out; the teacher is a constant."""
+    transform = transform or LogitTransform()
     said = transform(teacher.detach().double() @ weight.detach().double().T).softmax(-1)
     student = transform(hidden.double() @ weight.double().T).softmax(-1)
     losses = []
@@ -93,7 +94,11 @@ def test_a_hint_changes_no_result(right, constant_weight):
     teacher, hidden, weight, targets, grad = example(2)
     weight.requires_grad_(not constant_weight)
     by_head = torch.tensor([0.5, 2.0, 1.0])
-    said = {"all": grad.view(-1, HEADS) / by_head, "some": torch.ones(POSITIONS, HEADS), "none": torch.randn(POSITIONS, HEADS)}
+    said = {
+        "all": grad.view(-1, HEADS) / by_head,
+        "some": torch.ones(POSITIONS, HEADS),
+        "none": torch.randn(POSITIONS, HEADS),
+    }
     hint = GradientHint(Hint(lambda positions, ce: said[right][positions]), by_head)
     results = []
     for given in (None, hint):
@@ -117,7 +122,9 @@ def test_hints_look_at_cross_entropies(set_rows_per_chunk):
         seen[positions] = ce
         return torch.ones_like(ce)
 
-    linear_distillation(hidden, weight, targets, Distillation(teacher), hint=GradientHint(Hint(note), torch.ones(HEADS)))
+    linear_distillation(
+        hidden, weight, targets, Distillation(teacher), hint=GradientHint(Hint(note), torch.ones(HEADS))
+    )
     expected = linear_cross_entropy(hidden, weight, targets).detach().view(POSITIONS, HEADS)
     torch.testing.assert_close(seen, expected, rtol=1e-6, atol=1e-6)
 

@@ -65,3 +65,12 @@ def test_the_newest_and_the_best_stay(checkpoints, metrics, keep, best_by, left)
     folder = checkpoints(metrics)
     rotate(folder, keep, best_by)
     assert steps(folder) == left
+
+
+def test_the_best_of_what_is_to_be_high_is_the_highest(tmp_path):
+    for step, value in {1: 1.5, 2: 2.0, 3: 1.7, 4: 1.0}.items():
+        folder = tmp_path / f"step_{step:08d}"
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"metrics": {"validation/tokens_per_forward": value}}))
+    rotate(tmp_path, 1, "validation/tokens_per_forward")
+    assert steps(tmp_path) == [2, 4]

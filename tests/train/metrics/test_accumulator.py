@@ -22,7 +22,7 @@ def micro_batch(make, seed, step=0):
     weights = weights.where(torch.rand(weights.shape, generator=draw) < 0.7, 0)
     policy, value_sum, value_count = torch.tensor(0.5 + seed), torch.tensor(2.0 * seed), torch.tensor(seed + 3)
     total = policy + value_sum
-    return MicroBatchLoss(total, policy, value_sum, value_count, None, signals, output.ce, weights)
+    return MicroBatchLoss(total, policy, value_sum, value_count, None, signals, output.ce, output.ce, weights)
 
 
 def brute_force(micro_batches, steps, newest):
@@ -116,10 +116,23 @@ def test_what_a_run_does_not_have_is_not_reported(processes, random_micro_batch)
     assert kinds_of_figure == {"train", "ce", "selected_count", "selected_ratio"}
 
 
+def test_losses_that_are_not_cross_entropies_have_a_name_of_their_own(processes, random_micro_batch):
+    statistics = MetricAccumulator(HORIZON, KINDS, processes)
+    losses = [micro_batch(random_micro_batch, seed) for seed in (1, 2)]
+    statistics.add(losses[0])
+    assert not any(tag.startswith("distillation/") for tag in statistics.read(1))
+    distilled = [replace(loss, losses=2 * loss.ce) for loss in losses]
+    for loss in distilled:
+        statistics.add(loss)
+    metrics = statistics.read(1)
+    for head in range(HORIZON):
+        assert metrics[f"distillation/head_{head}"] == pytest.approx(2 * metrics[f"ce/head_{head}"])
+
+
 def test_a_head_without_targets_is_no_division_by_zero(processes, random_micro_batch):
     loss = micro_batch(random_micro_batch, 1)
     loss.inputs.valid[..., 2] = False
-    loss.ce[..., 2] = loss.weights[..., 2] = 0
+    loss.ce[..., 2] = loss.losses[..., 2] = loss.weights[..., 2] = 0
     statistics = MetricAccumulator(HORIZON, KINDS, processes)
     statistics.add(loss)
     metrics = statistics.read(1)

@@ -51,6 +51,7 @@ def brute_force(micro_batches, weighting):
     """Every figure by loops over single targets and documents."""
     ce = [[] for _ in range(HORIZON)]
     right, kept = [[] for _ in range(HORIZON)], [[] for _ in range(HORIZON)]
+    chances = [[] for _ in range(HORIZON)]
     clean_ce = [[] for _ in range(HORIZON)]
     excess, kind_of, kinds = [], [], [[0, 0] for _ in range(len(KINDS) + 1)]
     values, is_good = [], []
@@ -71,6 +72,7 @@ def brute_force(micro_batches, weighting):
                     right[h].append(output.predicted[b, t, h] == batch.labels[b, t + h + 1])
                     drafts = [(output.predicted[b, t, j], output.predicted[b, t + j, 0]) for j in range(1, h + 1)]
                     kept[h].append(all(draft == verified for draft, verified in drafts))
+                    chances[h].append(math.prod(output.overlap[b, t, 1 : h + 1].tolist()))
                     if kind == 0:
                         clean_ce[h].append(loss)
                     if h >= 1:
@@ -84,6 +86,9 @@ def brute_force(micro_batches, weighting):
     assert 0 < acceptance[1] < acceptance[0] < 1
     metrics |= {f"acceptance/head_{h}": rate for h, rate in enumerate(acceptance, start=1)}
     metrics["tokens_per_forward"] = 1 + sum(acceptance)
+    sampled = [sum(chances[h]) / len(chances[h]) for h in range(1, HORIZON)]
+    metrics |= {f"sampled_acceptance/head_{h}": rate for h, rate in enumerate(sampled, start=1)}
+    metrics["sampled_tokens_per_forward"] = 1 + sum(sampled)
     metrics |= {f"clean_ce/head_{h}": sum(clean_ce[h]) / len(clean_ce[h]) for h in range(HORIZON)}
     if any(targets != selected for targets, selected in kinds):  # keeping everything is no selection
         metrics["noise/precision"] = kinds[0][1] / sum(selected for _, selected in kinds)
@@ -118,7 +123,7 @@ def test_figures_are_those_of_a_loop_over_every_target(evaluate_all, random_micr
 def test_two_ranks_find_the_figures_of_both_together(random_micro_batch, tmp_path):
     everything = [random_micro_batch(seed) for seed in range(4)]
     _, output, inputs = everything[0]
-    nothing = MicroBatchLoss(*torch.zeros(4), None, inputs, output.ce, torch.zeros_like(output.ce))
+    nothing = MicroBatchLoss(*torch.zeros(4), None, inputs, output.ce, output.ce, torch.zeros_like(output.ce))
     jobs = [
         {"losses": [nothing], "steps": 1, "bad_loss": nothing, "evaluation": everything[rank::2]} for rank in (0, 1)
     ]
@@ -138,8 +143,9 @@ def test_a_set_without_labels_or_values_has_losses_only(evaluate_all, random_mic
         replace(signals, token_labels=None, reference_ce=None),
     )
     metrics = evaluate_all([(batch, output, signals)], UniformWeighting(), kinds=())
-    predictions = {f"accuracy/head_{h}" for h in range(HORIZON)} | {"tokens_per_forward"}
-    predictions |= {f"acceptance/head_{h}" for h in range(1, HORIZON)}
+    predictions = {f"accuracy/head_{h}" for h in range(HORIZON)}
+    predictions |= {"tokens_per_forward", "sampled_tokens_per_forward"}
+    predictions |= {f"{name}/head_{h}" for name in ("acceptance", "sampled_acceptance") for h in range(1, HORIZON)}
     assert metrics.keys() == {f"ce/head_{h}" for h in range(HORIZON)} | predictions
 
 

@@ -26,9 +26,7 @@ def linear_argmax(hidden: Tensor, weight: Tensor, transform: LogitTransform = ID
 
 
 @torch.no_grad()
-def linear_overlap(
-    hidden: Tensor, verifying: Tensor, weight: Tensor, transform: LogitTransform = IDENTITY
-) -> Tensor:
+def linear_overlap(hidden: Tensor, verifying: Tensor, weight: Tensor, transform: LogitTransform = IDENTITY) -> Tensor:
     """Return how much two distributions have in common, Σ_v min(p(v), q(v)), for every row of two hidden states.
 
     That is how often a draft of one is accepted where the other verifies it, in sampling at temperature 1 (Leviathan et

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,28 +71,30 @@ def head_losses(
     """
     # The weight is used in here and nowhere else, so that ZeRO-3 gathers it around this forward and its backward.
     objective, weight = policy.objective, policy.trunk.weight
-    how = {"transform": policy.trunk.transform}
+    cross_entropy = partial(linear_cross_entropy, transform=policy.trunk.transform)
     head_0_learns = weight.requires_grad or states[0].requires_grad  # or all below it
     hints = _Hints(policy.slices, plan, values, targets)
     if objective.divergence is None and not objective.detach_heads:
         hint = hints.of_all(weight, head_0_learns)
         flat = torch.stack(states, dim=2).flatten(0, 2)  # [B·S/n·H, D]
-        ce = linear_cross_entropy(flat, weight, targets.flatten(), hint=hint, **how).view_as(targets)
+        ce = cross_entropy(flat, weight, targets.flatten(), hint=hint).view_as(targets)
         return (ce if head_0_learns else torch.cat([ce[..., :1].detach(), ce[..., 1:]], dim=-1)), None
 
     final, later = states[0].flatten(0, 1), targets[..., 1:]  # [P, D], [B, S/n, H−1]
     hint = hints.of(slice(0, 1), weight) if head_0_learns else None
-    first = linear_cross_entropy(final, weight, targets[..., 0].flatten(), hint=hint, **how).view_as(targets[..., :1])
+    first = cross_entropy(final, weight, targets[..., 0].flatten(), hint=hint).view_as(targets[..., :1])
     if len(states) == 1:
         return first, None
     flat = torch.stack(states[1:], dim=2).flatten(0, 2)  # [P·(H−1), D]
-    with constant([policy.trunk.unembedding.weight]) if objective.detach_heads else nullcontext():
+    with constant(policy.trunk.unembedding.parameters()) if objective.detach_heads else nullcontext():
         hint = hints.of(slice(1, None), weight, first.detach().flatten())
         if objective.divergence is None:
-            ce = linear_cross_entropy(flat, weight, later.flatten(), hint=hint, **how)
+            ce = cross_entropy(flat, weight, later.flatten(), hint=hint)
             return torch.cat([first, ce.view_as(later)], dim=-1), None
         teacher = Distillation(final, objective.divergence, objective.cross_entropy)
-        losses, ce = linear_distillation(flat, weight, later.flatten(), teacher, hint=hint, **how)
+        losses, ce = linear_distillation(
+            flat, weight, later.flatten(), teacher, hint=hint, transform=policy.trunk.transform
+        )
     ces = torch.cat([first.detach(), ce.view_as(later)], dim=-1)
     return ces, torch.cat([first, losses.view_as(later)], dim=-1)
 

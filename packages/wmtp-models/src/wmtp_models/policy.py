@@ -147,8 +147,8 @@ class MtpForCausalLM(PreTrainedModel):
             attention_mask: `[B, S]`, 0 at padding.
             plan: what gradient the losses will probably receive, given the values; it makes the backward cheaper and
                 never other, see `wmtp_core.linear_cross_entropy`.
-            predict: also find every head's most probable token and how often its draft would be accepted, at the cost of
-                three more products with the unembedding.
+            predict: also find every head's most probable token and how often its draft would be accepted, at the cost
+                of almost three more products with the unembedding.
             bounds: where `position_ids` restart, if the host knows: then nothing waits for an accelerator here.
         """
         position_ids, document_ids = infer_layout(position_ids, document_ids, attention_mask)
@@ -165,8 +165,13 @@ class MtpForCausalLM(PreTrainedModel):
         predicted, overlap = predictions(self, states) if predict else (None, None)
         auxiliary = None if self.router_loss is None else self.router_loss(router_logits, attention_mask)
         return MtpOutput(
-            self.slices.join(ce), valid, values, predicted, auxiliary,
-            distilled=None if distilled is None else self.slices.join(distilled), overlap=overlap,
+            self.slices.join(ce),
+            valid,
+            values,
+            predicted,
+            auxiliary,
+            distilled=None if distilled is None else self.slices.join(distilled),
+            overlap=overlap,
         )
 
     def head_logits(

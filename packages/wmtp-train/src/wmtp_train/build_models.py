@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from wmtp_core import UserError
 from wmtp_models import (
     MtpForCausalLM,
+    Objective,
     ReferenceModel,
     add_adapters,
     build_policy,
@@ -78,11 +79,29 @@ def build_policy_from_settings(
         )
     _require_positions(policy.config.text, settings.data.sequence_length, "the model")
     policy.config.value_gradient_to_trunk = settings.critic.gradient_to_trunk
+    policy.objective = objective(settings)
     if model.train == "heads":
         train_later_heads(policy)
     elif model.train == "lora":
         add_adapters(policy, model.lora_rank, model.lora_alpha)
     return policy
+
+
+def objective(settings: Settings) -> Objective:
+    """Return what the heads learn.
+
+    Raises:
+        UserError: settings of a distillation, and none is asked for; or there is no head that could learn so.
+    """
+    distill, model = settings.distill, settings.model
+    if model.horizon == 1 and (settings.objective == "distill" or model.detach_heads):
+        key = "objective: distill" if settings.objective == "distill" else "model.detach_heads: true"
+        raise UserError(f"{key} is for heads after the first, and model.horizon is 1: set it to 2 or more")
+    if settings.objective == "distill":
+        return Objective(distill.divergence, distill.cross_entropy, model.detach_heads)
+    if distill.model_fields_set:
+        raise UserError("distill is set, and objective is cross-entropy: set it to distill, or leave distill out")
+    return Objective(detach_heads=model.detach_heads)
 
 
 def prepare_layers(policy: MtpForCausalLM, settings: Settings) -> None:

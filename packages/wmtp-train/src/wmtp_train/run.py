@@ -118,7 +118,7 @@ class Run:
             if reference is not None:
                 dtype = reference.causal_lm.dtype
                 log_choice(use_attention(reference, settings.model.attention, mesh.device, dtype))
-            check_length(settings, mesh.sequence.count)
+            check_sharing(settings, mesh.sequence.count)
             share_rows(policy, mesh.sequence)
             if reference is not None:
                 share_rows(reference, mesh.sequence)
@@ -198,16 +198,21 @@ class Run:
             yield batch.to(self.mesh.device)
 
 
-def check_length(settings: Settings, sharing: int) -> None:
-    """Refuse rows that cannot be cut into equal slices.
+def check_sharing(settings: Settings, sharing: int) -> None:
+    """Refuse rows that cannot be cut into equal slices, and losses that look beyond a slice.
 
     Args:
         settings: of the run.
         sharing: how many processes share a row.
 
     Raises:
-        UserError: `sharing` does not divide their length.
+        UserError: `sharing` does not divide their length, or heads learn from a head 0 that lies elsewhere.
     """
+    if sharing > 1 and settings.objective == "distill":
+        raise UserError(
+            f"objective: distill compares a head with head 0 at later positions, and with sequence_parallel_size "
+            f"{sharing} these may lie on another process: remove sequence_parallel_size"
+        )
     length = settings.data.sequence_length
     if length % sharing:
         raise UserError(

@@ -58,6 +58,8 @@ class MicroBatchLoss:
     """The trunk's auxiliary loss, averaged over its micro-batches, as in the total; None where it has none."""
     inputs: WeightingInputs
     ce: Tensor
+    losses: Tensor
+    """What was weighted, float32 `[B, S, H]`: cross-entropies, or what a head learns in their place."""
     weights: Tensor
 
 
@@ -139,7 +141,7 @@ class Step:
         per_head = (1 if coefficients is None else coefficients) / normalizers.heads.clamp(min=1)
         output = self._forward(micro_batch.batch, GradientPlan(micro_batch.plan, per_head))
         ce, weights = output.ce.detach(), self._weights(micro_batch, output)
-        total = policy = weighted_mtp_loss(output.ce, weights, normalizers.heads, coefficients)
+        total = policy = weighted_mtp_loss(output.losses, weights, normalizers.heads, coefficients)
         value_sum, value_count = torch.zeros_like(policy), torch.zeros_like(policy)
         if self.value_objective is not None:
             assert output.values is not None
@@ -158,6 +160,7 @@ class Step:
             None if auxiliary is None else auxiliary.detach(),
             micro_batch.inputs,
             ce,
+            output.losses.detach(),
             weights,
         )
 

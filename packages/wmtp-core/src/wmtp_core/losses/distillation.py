@@ -38,10 +38,12 @@ class Distillation:
     def __post_init__(self) -> None:
         check_divergence(self.divergence)
         if not 0 <= self.cross_entropy < 1:
-            raise UserError(f"cross_entropy is {self.cross_entropy}; give its share of the loss, at least 0 and below 1")
+            raise UserError(
+                f"cross_entropy is {self.cross_entropy}; give its share of the loss, at least 0 and below 1"
+            )
 
     def teacher_rows(self, rows: Tensor, heads: int, run: int | None) -> tuple[Tensor, Tensor]:
-        """Return which of the teacher's rows some rows learn from, int64 `[m]`, and which of these each one does, `[r]`.
+        """Return the teacher's rows that some rows learn from, int64 `[m]`, and which of these each one does, `[r]`.
 
         Args:
             rows: int64 `[r]`, `position · heads + (head − 1)`.

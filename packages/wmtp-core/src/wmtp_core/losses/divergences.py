@@ -1,4 +1,4 @@
-"""Divergences of a student's distribution from its teacher's, and their gradients: the definitions, on log-probabilities.
+"""How far a student's distribution is from its teacher's, and the gradients: the definitions, on log-probabilities.
 
 A drafted token is accepted in sampling with probability Σ_v min(p(v), q(v)) = 1 − TV(p, q) (Leviathan et al., arXiv
 2211.17192, corollary 3.6), so the total variation is what drafting loses; the forward KL divergence bounds it (Pinsker)

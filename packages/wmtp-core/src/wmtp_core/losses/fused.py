@@ -201,7 +201,7 @@ class _LinearLoss(torch.autograd.Function):
 
 
 def _positions(i: int, chunks: int, count: int, run: int, device: torch.device) -> Tensor:
-    """Return the positions of chunk i, int64 `[c]`: every `chunks`-th run of them, so that a chunk samples the batch."""
+    """Return the positions of chunk i, int64 `[c]`: every `chunks`-th run, so that a chunk samples the whole batch."""
     starts = torch.arange(i * run, count, chunks * run, device=device)
     beyond = max(0, (i + (len(starts) - 1) * chunks + 1) * run - count)  # of the last run, beyond the last position
     positions = (starts[:, None] + torch.arange(run, device=device)).flatten()

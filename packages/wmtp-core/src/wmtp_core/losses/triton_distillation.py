@@ -1,4 +1,4 @@
-"""Chunks of distilled logits on a GPU: products by cuBLAS, and kernels that read teacher's and student's logits together.
+"""Chunks of distilled logits on a GPU: products by cuBLAS, and kernels that read both sides' logits together.
 
 As in `triton_kernels`, a program has one row or a piece of one, and every output element has one program.
 """

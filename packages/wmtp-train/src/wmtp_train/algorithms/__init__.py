@@ -4,6 +4,7 @@ from wmtp_core import UserError
 from wmtp_train.algorithms.baseline import MtpBaselineTrainer
 from wmtp_train.algorithms.controls import LabelledTrainer, RandomTrainer, SoftmaxExcessTrainer
 from wmtp_train.algorithms.critic import CriticWmtpTrainer
+from wmtp_train.algorithms.reach import ReachWmtpTrainer
 from wmtp_train.algorithms.rho1 import Rho1WmtpTrainer
 from wmtp_train.trainer import BaseWmtpTrainer
 
@@ -11,6 +12,7 @@ TRAINERS: dict[str, type[BaseWmtpTrainer]] = {
     "mtp-baseline": MtpBaselineTrainer,
     "critic-wmtp": CriticWmtpTrainer,
     "rho1-wmtp": Rho1WmtpTrainer,
+    "reach-wmtp": ReachWmtpTrainer,
     "random": RandomTrainer,
     "softmax-excess": SoftmaxExcessTrainer,
     "labelled": LabelledTrainer,
@@ -28,4 +30,11 @@ def trainer_class(algo: str) -> type[BaseWmtpTrainer]:
     return TRAINERS[algo]
 
 
-__all__ = ["TRAINERS", "CriticWmtpTrainer", "MtpBaselineTrainer", "Rho1WmtpTrainer", "trainer_class"]
+__all__ = [
+    "TRAINERS",
+    "CriticWmtpTrainer",
+    "MtpBaselineTrainer",
+    "ReachWmtpTrainer",
+    "Rho1WmtpTrainer",
+    "trainer_class",
+]

@@ -9,6 +9,8 @@ from pathlib import Path
 from wmtp_train.atomic_io import remove_dir
 
 PREFIX = "step_"
+HIGHEST_IS_BEST = ("tokens_per_forward", "sampled_tokens_per_forward")
+"""Held-out metrics of a set that are better the higher they are; losses are the other way round."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -32,7 +34,7 @@ def rotate(folder: Path, keep: int, best_by: str | None) -> None:
     """Remove all but the `keep` newest checkpoints and those of the best metric; the newest must be whole and on disk.
 
     Args:
-        best_by: the held-out metric, as saved with the checkpoints, whose lowest value is never removed.
+        best_by: the held-out metric, as saved with the checkpoints, whose best value is never removed.
     """
     complete = complete_checkpoints(folder)
     metrics = {path: _metric(path, best_by) for path in complete} if best_by else {}
@@ -50,9 +52,10 @@ def quarantine(path: Path) -> None:
 
 
 def _metric(path: Path, name: str) -> float:
-    """Return a checkpoint's metric; infinite where it was saved without, or is damaged."""
+    """Return a checkpoint's metric, the lower the better; infinite where it was saved without, or is damaged."""
     try:
         about = json.loads((path / "run.json").read_bytes())
     except (OSError, ValueError):  # of JSON and of UTF-8
         return math.inf
-    return about.get("metrics", {}).get(name, math.inf)
+    value: float = about.get("metrics", {}).get(name, math.inf)
+    return -value if name.rpartition("/")[2] in HIGHEST_IS_BEST else value

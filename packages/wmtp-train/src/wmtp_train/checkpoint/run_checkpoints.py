@@ -8,7 +8,7 @@ from wmtp_core import UserError
 from wmtp_models import MtpForCausalLM
 from wmtp_train.checkpoint.loading import load_checkpoint, warn_changed
 from wmtp_train.checkpoint.manifest import newest_whole_checkpoint
-from wmtp_train.checkpoint.retention import newest_checkpoint
+from wmtp_train.checkpoint.retention import HIGHEST_IS_BEST, newest_checkpoint
 from wmtp_train.checkpoint.saving import save_checkpoint
 from wmtp_train.engines.base import Engine
 from wmtp_train.ranks.collective import fail_on_all_ranks
@@ -43,11 +43,13 @@ def check_keep_best(settings: Settings, held_out: Iterable[str]) -> None:
     """Refuse a `keep_best` that no evaluation of this run computes.
 
     Raises:
-        UserError: it is no held-out loss of this run.
+        UserError: it is no such metric of this run.
     """
-    losses = [f"{name}/ce/head_{head}" for name in held_out for head in range(settings.model.horizon)]
-    if settings.keep_best not in (None, *losses):
-        choice = f"choose one of {', '.join(losses)}" if losses else "data.evaluate names no held-out set; leave it out"
+    drafting = HIGHEST_IS_BEST if settings.model.horizon > 1 else ()
+    metrics = [*(f"ce/head_{head}" for head in range(settings.model.horizon)), *drafting]
+    known = [f"{name}/{metric}" for name in held_out for metric in metrics]
+    if settings.keep_best not in (None, *known):
+        choice = f"choose one of {', '.join(known)}" if known else "data.evaluate names no held-out set; leave it out"
         raise UserError(f"keep_best is {settings.keep_best!r}; {choice}")
 
 

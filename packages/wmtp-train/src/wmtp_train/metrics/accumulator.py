@@ -22,6 +22,7 @@ class IntervalSums:
     valid: Tensor  # [H]
     selected: Tensor  # [H]
     ce: Tensor  # [H], nats
+    losses: Tensor  # [H], what was weighted
     reference_ce: Tensor  # [H], nats
     labeled: Tensor  # [L+1], targets of heads ≥ 1 by token label, 0 unlabeled
     labeled_selected: Tensor  # [L+1], how many of them were selected
@@ -35,7 +36,13 @@ class IntervalSums:
     @classmethod
     def zeros(cls, horizon: int, labels: int, device: torch.device) -> "IntervalSums":
         """Return sums of nothing."""
-        sizes = {"valid": (horizon,), "selected": (horizon,), "ce": (horizon,), "reference_ce": (horizon,)}
+        sizes = {
+            "valid": (horizon,),
+            "selected": (horizon,),
+            "ce": (horizon,),
+            "losses": (horizon,),
+            "reference_ce": (horizon,),
+        }
         sizes |= {"labeled": (labels + 1,), "labeled_selected": (labels + 1,)}
         empty = {field.name: sizes.get(field.name, ()) for field in fields(cls)}
         return cls(**{name: torch.zeros(size, dtype=torch.float64, device=device) for name, size in empty.items()})
@@ -71,7 +78,9 @@ class MetricAccumulator:
         sums.valid += valid.sum(dim=(0, 1))
         sums.selected += selected.sum(dim=(0, 1))
         ce = loss.ce.sum(dim=(0, 1), dtype=torch.float64)  # [H]
+        losses = loss.losses.sum(dim=(0, 1), dtype=torch.float64)  # [H]
         sums.ce += ce
+        sums.losses += losses
         if inputs.reference_ce is not None:
             reference = shift_to_heads(inputs.reference_ce, self.horizon).where(valid, 0)
             sums.reference_ce += reference.sum(dim=(0, 1), dtype=torch.float64)
@@ -89,7 +98,7 @@ class MetricAccumulator:
         sums.value_count += loss.value_count
         if loss.auxiliary is not None:
             sums.auxiliary += loss.auxiliary
-        bad = ~torch.cat([ce, loss.value_sum.double().view(1)]).isfinite()
+        bad = ~torch.cat([ce + losses, loss.value_sum.double().view(1)]).isfinite()
         self.first_bad_step = self.first_bad_step.minimum(torch.where(bad, inputs.step + 1, _NEVER))
         self._first_bad = None
 
@@ -121,6 +130,8 @@ class MetricAccumulator:
             "selected_count": sums.selected,
             "selected_ratio": sums.selected / valid,
         }
+        if not sums.losses.equal(sums.ce):
+            by_head["distillation"] = sums.losses / valid
         if sums.reference_ce.any():
             by_head |= {
                 "reference_ce": sums.reference_ce / valid,

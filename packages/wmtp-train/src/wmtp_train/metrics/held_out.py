@@ -31,7 +31,8 @@ def evaluate(step: Step, batches: Iterable[Batch], number: int, label_names: tup
     Returns:
         `ce/head_{h}` in nats per token; `accuracy/head_{h}`, how often its most probable token is the text's; for
         heads ≥ 1 `acceptance/head_{h}`, how often a decoder would accept its draft (`wmtp_core.accepted_drafts`), over
-        its targets like the others, and `tokens_per_forward`, 1 and the sum of these. Of trunks with routers
+        its targets like the others, and `tokens_per_forward`, 1 and the sum of these; `sampled_acceptance/head_{h}` and
+        `sampled_tokens_per_forward`, the same of a decoder that samples at temperature 1. Of trunks with routers
         `auxiliary_loss`, its mean over batches. With token labels `clean_ce/head_{h}` (on unlabeled targets), `noise/…`
         and, with a reference, `excess_auc` (probability that an unlabeled target's excess loss on heads ≥ 1 is above
         a labeled one's; `excess_auc/{label}`: above one's of that label); with rewards `value_auc` (the same of values
@@ -54,24 +55,27 @@ class _Totals:
     selected: Tensor
     correct: Tensor
     accepted: Tensor
+    sampled: Tensor  # how often drafts would be accepted in sampling
     auxiliary: Tensor  # [2]: the sum over batches, and their number
     excess: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of heads ≥ 1: excess [n], token label [n]
     values: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # at documents' ends: value [n], good [n]
 
     @classmethod
     def zeros(cls, horizon: int, labels: int) -> "_Totals":
-        ce, targets, selected, correct, accepted = torch.zeros(5, horizon, labels, dtype=torch.float64)
-        return cls(ce, targets, selected, correct, accepted, torch.zeros(2, dtype=torch.float64))
+        ce, targets, selected, correct, accepted, sampled = torch.zeros(6, horizon, labels, dtype=torch.float64)
+        return cls(ce, targets, selected, correct, accepted, sampled, torch.zeros(2, dtype=torch.float64))
 
     def add(self, batch: Batch, output: MtpOutput, inputs: WeightingInputs, weights: Tensor, labeled: bool) -> None:
         assert output.predicted is not None
+        assert output.overlap is not None
         assert inputs.token_labels is not None
         horizon, labels = self.ce.shape
         valid, label = inputs.valid, shift_to_heads(inputs.token_labels, self.ce.shape[0])  # [B, S, H]
         cell = (label + labels * torch.arange(horizon, device=label.device))[valid].cpu()
         correct = output.predicted == shift_to_heads(batch.labels, horizon)
-        amounts = (output.ce, valid, weights != 0, correct, accepted_drafts(output.predicted))
-        totals = (self.ce, self.targets, self.selected, self.correct, self.accepted)
+        accepted, sampled = accepted_drafts(output.predicted), output.overlap.cumprod(dim=-1)
+        amounts = (output.ce, valid, weights != 0, correct, accepted, sampled)
+        totals = (self.ce, self.targets, self.selected, self.correct, self.accepted, self.sampled)
         for total, amount in zip(totals, amounts, strict=True):
             total.view(-1).index_add_(0, cell, amount[valid].double().cpu())
         if output.auxiliary_loss is not None:
@@ -86,7 +90,7 @@ class _Totals:
 
     def over_ranks(self, mesh: Mesh) -> "_Totals":
         ranks: list[_Totals] = mesh.all_gather_object(self)[:: mesh.sequence.count]  # those of other rows
-        names = ("ce", "targets", "selected", "correct", "accepted", "auxiliary")
+        names = ("ce", "targets", "selected", "correct", "accepted", "sampled", "auxiliary")
         sums = {name: torch.stack([getattr(rank, name) for rank in ranks]).sum(dim=0) for name in names}
         excess = [pair for rank in ranks for pair in rank.excess]
         return _Totals(**sums, excess=excess, values=[pair for rank in ranks for pair in rank.values])
@@ -97,6 +101,8 @@ class _Totals:
         if len(targets) > 1:
             acceptance = _by_head("acceptance", self.accepted, targets, first=1)
             metrics |= acceptance | {"tokens_per_forward": 1 + sum(acceptance.values())}
+            sampled = _by_head("sampled_acceptance", self.sampled, targets, first=1)
+            metrics |= sampled | {"sampled_tokens_per_forward": 1 + sum(sampled.values())}
         if self.auxiliary[1]:
             metrics["auxiliary_loss"] = (self.auxiliary[0] / self.auxiliary[1]).item()
         if targets[:, 1:].sum() > 0:

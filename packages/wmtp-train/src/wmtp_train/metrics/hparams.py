@@ -23,6 +23,8 @@ def write_hparams(folder: Path, settings: Settings, metrics: dict[str, float]) -
         "k_percent": settings.selection.k_percent,
         "scope": settings.selection.scope,
         "normalize_by": settings.normalize_by,
+        "objective": settings.objective,
+        "detach_heads": settings.model.detach_heads,
         "head_coefficients": str(settings.head_coefficients),
         "reference": str(settings.reference.source),
         "deepspeed_config": str(settings.deepspeed_config),

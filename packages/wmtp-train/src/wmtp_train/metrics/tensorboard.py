@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-_HEAD_CHARTS = ["ce", "reference_ce", "excess_mean", "threshold", "selected_ratio", "selected_count"]
+_HEAD_CHARTS = ["ce", "distillation", "reference_ce", "excess_mean", "threshold", "selected_ratio", "selected_count"]
 
 
 class Monitor:

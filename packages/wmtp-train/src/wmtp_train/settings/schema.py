@@ -13,6 +13,7 @@ from wmtp_train.settings.sections import (
     STRICT,
     CriticSettings,
     DataSettings,
+    DistillSettings,
     EvaluationSettings,
     ModelSettings,
     OptimizerSettings,
@@ -34,7 +35,7 @@ class Settings(BaseSettings):
     )
 
     algo: str = "rho1-wmtp"
-    """mtp-baseline, critic-wmtp, rho1-wmtp, or a control: random, softmax-excess, labelled."""
+    """mtp-baseline, critic-wmtp, rho1-wmtp, reach-wmtp, or a control: random, softmax-excess, labelled."""
     config: Path | None = None
     """YAML file with any of these settings."""
     deepspeed_config: Path = Path("ds_configs/zero2.json")
@@ -60,7 +61,10 @@ class Settings(BaseSettings):
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept; saving needs room for one more."""
     keep_best: str | None = None
-    """A held-out loss like `validation/ce/head_0`, computed at each save: its lowest checkpoint is kept as well."""
+    """A held-out metric, computed at each save, whose best checkpoint is kept as well: a loss like
+    `validation/ce/head_0` (the lowest), or `validation/tokens_per_forward` (the highest)."""
+    objective: Literal["cross-entropy", "distill"] = "cross-entropy"
+    """What heads after the first learn: the text's tokens, or head 0's own distribution of them."""
     normalize_by: Literal["valid", "selected"] = "valid"
     """Divide each head's loss by its valid targets, or by the selected ones as Rho-1 does."""
     head_coefficients: list[Annotated[float, Field(ge=0)]] | Annotated[float, Field(gt=0, le=1)] | None = None
@@ -69,6 +73,7 @@ class Settings(BaseSettings):
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    distill: DistillSettings = DistillSettings()
     selection: SelectionSettings = SelectionSettings()
     reference: ReferenceSettings = ReferenceSettings()
     critic: CriticSettings = CriticSettings()

@@ -60,6 +60,9 @@ class ModelSettings(BaseModel):
     """Apply one sequential module again at every depth, as servers do; false: a module for each depth."""
     head_block: Literal["trunk", "qwen2"] = "trunk"
     """The decoder layer in sequential modules: like the trunk's last one; or Qwen2's, which a MiMo drafter has."""
+    detach_heads: bool = False
+    """Let the losses of heads after the first move these heads alone: not trunk, embedding, final norm or
+    unembedding, which learn by head 0's loss."""
     train: Literal["all", "heads", "lora"] = "all"
     """What learns: everything; only the heads after the first (and the value head), beside a trunk that stays as it is;
     or the heads in full and the trunk through low-rank adapters, which model/ holds multiplied out."""
@@ -98,6 +101,17 @@ class OptimizerSettings(BaseModel):
     """What follows the warm-up."""
     final_fraction: float = Field(0.1, ge=0, le=1)
     """The cosine ends at this fraction of the peak."""
+
+
+class DistillSettings(BaseModel):
+    """What `objective: distill` lets later heads learn."""
+
+    model_config = STRICT
+
+    divergence: Literal["forward-kl", "reverse-kl", "total-variation"] = "forward-kl"
+    """How far a head is from head 0: KL(p‖q), KL(q‖p), or the share of drafts that sampling would reject."""
+    cross_entropy: float = Field(0.0, ge=0, lt=1)
+    """Share of the text's own cross-entropy in these losses; the rest is the divergence."""
 
 
 class SelectionSettings(BaseModel):
