@@ -5,8 +5,8 @@ The rows are as uneven as they get: some have no target at all, so that there ar
 
 The two scopes of rho1-wmtp go through all 36 splits with untied embeddings. Every other rule goes through 12 of them,
 tied and untied by turns, in which each pair of values of stage, world, accumulation and tying occurs. Then there are
-splits of rows (processes that share them), and of heads that learn from head 0 or move nothing but themselves. Only what
-pytest was asked for is trained: `-k critic` takes seconds.
+splits of rows (processes that share them), and of heads that learn from head 0 or move nothing but themselves. Only
+what pytest was asked for is trained: `-k critic` takes seconds.
 """
 
 import json
