@@ -339,10 +339,10 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before_with_the_same_end(ma
     metrics = make_trainer("whole", **changes).train()
     cut_off(tmp_path / "whole", tmp_path / "cut", step=6)
     damaged = tmp_path / "cut/checkpoints/step_00000006"
-    (damaged / "rng_00000.pt").unlink()
+    (damaged / "rng_00000.safetensors").unlink()
     capfd.readouterr()
     assert make_trainer("cut", resume=True, **changes).train() == metrics
-    assert f"warning: checkpoint {damaged} is damaged: rng_00000.pt is missing" in capfd.readouterr().err
+    assert f"warning: checkpoint {damaged} is damaged: rng_00000.safetensors is missing" in capfd.readouterr().err
     left = sorted(path.name for path in damaged.parent.iterdir())
     assert left == ["step_00000004", "step_00000006", "step_00000006.damaged"]
 
