@@ -53,7 +53,7 @@ def test_compiled_runs_learn_the_same(make_trainer, write_deepspeed, tmp_path, m
     assert counters["stats"]["unique_graphs"] == 2  # of the trunk's layers and the heads', whatever the step
     assert not counters["graph_break"]
     plain, compiled = scalars(tmp_path / "False"), scalars(tmp_path / "True")
-    assert compiled["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-4)
+    assert compiled["train/weighted_loss"] == pytest.approx(plain["train/weighted_loss"], rel=1e-4)
     assert weights(tmp_path / "True").keys() == weights(tmp_path / "False").keys()
 
 

@@ -219,7 +219,7 @@ def test_a_run_leaves_what_the_docs_promise(make_trainer, tmp_path):
     events.Reload()
     heads = [f"{name}/head_{h}" for name in ("ce", "reference_ce", "excess_mean", "threshold") for h in range(3)]
     heads += [f"{name}/head_{h}" for name in ("selected_ratio", "selected_count") for h in range(3)]
-    names = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_seconds")
+    names = ("weighted_loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_seconds")
     expected = {*heads, *(f"train/{name}" for name in names), "noise/precision", "noise/recall", "noise/kept/hex"}
     assert expected <= set(events.Tags()["scalars"])
     for tag in expected:

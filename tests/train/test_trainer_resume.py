@@ -84,7 +84,7 @@ def test_a_resumed_run_has_one_point_a_step(make_trainer, tmp_path):
     for run in ("whole", "halves"):
         events = EventAccumulator(str(tmp_path / run / "tensorboard"))
         events.Reload()
-        loss[run] = [(point.step, point.value) for point in events.Scalars("train/loss")]
+        loss[run] = [(point.step, point.value) for point in events.Scalars("train/weighted_loss")]
         held_out = events.Scalars("evaluation/held_out/ce/head_0")
         assert [point.step for point in held_out if point.step] == [2, 4]
     assert loss["halves"] == loss["whole"]

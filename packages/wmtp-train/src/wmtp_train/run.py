@@ -25,6 +25,7 @@ from wmtp_train.engines.deepspeed.config import (
 from wmtp_train.engines.deepspeed.engine import shard_reference
 from wmtp_train.metrics.annotated_sample import annotate_sample, pick_sample
 from wmtp_train.metrics.held_out import evaluate
+from wmtp_train.metrics.monitors import require_libraries
 from wmtp_train.ranks.collective import START_AGAIN, run_on_all_ranks
 from wmtp_train.ranks.consistency import check_inputs_match
 from wmtp_train.ranks.lifecycle import seed_everything
@@ -80,6 +81,8 @@ class Run:
                 print(line, flush=True)
 
         def open_config() -> tuple[dict[str, Any], PreTrainedTokenizerFast]:
+            if mesh.is_first:
+                require_libraries(settings.monitor)
             config = read_deepspeed_config(settings.deepspeed_config, mesh.world)
             if settings.model.compile and config.get("zero_optimization", {}).get("stage", 0) == 3:
                 raise UserError(
