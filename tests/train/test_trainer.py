@@ -10,13 +10,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wmtp_models import MtpForCausalLM, ReferenceModel, weights_fingerprint
-from wmtp_train.algorithms import Rho1WmtpTrainer, trainer_class
+from wmtp_train.algorithms import MtpBaselineTrainer, Rho1WmtpTrainer, trainer_class
 from wmtp_train.build_models import build_policy_from_settings
 from wmtp_train.data.loading import TRAIN, data_spec, load_sources, tokenizer_from_settings
 from wmtp_train.data.packed.loader import TrainLoader
 from wmtp_train.data.scoring import ScoringJob
 from wmtp_train.engines.deepspeed.engine import ZeroEngine
 from wmtp_train.run import Run
+from wmtp_train.settings.schema import Settings
 
 K = 0.5
 
@@ -270,3 +271,26 @@ def test_a_step_is_a_value_that_trains_without_a_loop(processes, make_trainer, m
     trainer.train()
     theirs = dict(trainer.run.policy.named_parameters())
     assert all(torch.equal(weight, theirs[name]) for name, weight in run.policy.named_parameters())
+
+
+def test_epochs_stand_for_the_steps_that_they_take(processes, make_settings, tmp_path):
+    """Loop, schedule, checkpoints and what a run leaves all take the derived number."""
+
+    def of(epochs, **changes):
+        settings = make_settings(algo="mtp-baseline", **changes)
+        return Settings(**settings.model_dump(exclude={"steps", "epochs"}), epochs=epochs)
+
+    rows = Run.open(of(1.0), MtpBaselineTrainer.algorithm, processes).train.row_count
+    assert rows % 4
+    expected = {0.001: 1, 4 / rows: 1, 0.5: -(-rows // 8), 1.0: -(-rows // 4), 2.0: -(-2 * rows // 4)}
+    for epochs, steps in expected.items():
+        assert Run.open(of(epochs), MtpBaselineTrainer.algorithm, processes).settings.steps == steps
+    trainer = MtpBaselineTrainer(of(8 / rows, save_every=1), processes)
+    trainer.train()
+    assert trainer.loop.number == 2
+    assert json.loads((tmp_path / "run/settings.json").read_text())["steps"] == 2
+    assert MtpBaselineTrainer(of(8 / rows, resume=True), processes).train()
+    MtpBaselineTrainer(make_settings("alike", algo="mtp-baseline", steps=2), processes).train()
+    # The same weights: the schedule ended at the same step.
+    one, other = ((tmp_path / folder / "model/model.safetensors").read_bytes() for folder in ("run", "alike"))
+    assert one == other

@@ -1,7 +1,8 @@
 """A run, opened once as a value: what trains, evaluates, scores and measures takes one of these."""
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class Run:
     """Everything that settings name, found, checked and alike on every rank; nothing is written yet.
 
     Attributes:
-        settings: of the run.
+        settings: of the run; `steps` is what `epochs` come to.
         mesh: the processes.
         engine_config: DeepSpeed's JSON, checked and completed.
         tokenizer: the policy's.
@@ -148,7 +149,8 @@ class Run:
         if settings.model.liger:
             apply_liger(policy)
         train = sources.pop(TRAIN)
-        return cls(settings, mesh, config, spec.tokenizer, train, sources, policy, step)
+        run = cls(settings, mesh, config, spec.tokenizer, train, sources, policy, step)
+        return run if settings.epochs is None else replace(run, settings=with_steps(run, settings.epochs))
 
     @property
     def micro_batch(self) -> int:
@@ -163,9 +165,14 @@ class Run:
         return count
 
     @property
+    def rows_per_step(self) -> int:
+        """Rows that one optimizer step sees over all ranks."""
+        return self.micro_batch * self.accumulation * self.mesh.data_world
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step sees over all ranks, padding included."""
-        return self.micro_batch * self.accumulation * self.mesh.data_world * self.train.sequence_length
+        return self.rows_per_step * self.train.sequence_length
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -199,6 +206,12 @@ class Run:
         for batch in source.held_out_batches(self.mesh, self.micro_batch, self.settings.data.evaluation_rows):
             raise_if_preempted(self.mesh)
             yield batch.to(self.mesh.device)
+
+
+def with_steps(run: Run, epochs: float) -> Settings:
+    """Return the settings of a run with the steps that so many passes over its training rows take, rounded up."""
+    steps = math.ceil(epochs * run.train.row_count / run.rows_per_step - 1e-9)  # 0.1 · 30 is a little above 3
+    return run.settings.model_copy(update={"steps": max(steps, 1)})
 
 
 def check_sharing(settings: Settings, sharing: int) -> None:
