@@ -135,7 +135,9 @@ def test_a_value_out_of_bounds_is_refused_by_name(arguments, what):
 
 def test_a_percentage_for_the_fraction_k_percent_is_told_what_was_meant(tmp_path):
     for read in (["--selection.k_percent", "60"], ["--config", yaml_file(tmp_path, "selection: {k_percent: 60}")]):
-        with pytest.raises(UserError, match=r"selection\.k_percent = '?60'?: .*; it is a fraction: did you mean 0\.6\?$"):
+        with pytest.raises(
+            UserError, match=r"selection\.k_percent = '?60'?: .*; it is a fraction: did you mean 0\.6\?$"
+        ):
             load_settings(read)
 
 

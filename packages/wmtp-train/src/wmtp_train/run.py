@@ -150,7 +150,10 @@ class Run:
             apply_liger(policy)
         train = sources.pop(TRAIN)
         run = cls(settings, mesh, config, spec.tokenizer, train, sources, policy, step)
-        return run if settings.epochs is None else replace(run, settings=with_steps(run, settings.epochs))
+        if settings.epochs is not None:
+            steps = math.ceil(settings.epochs * train.row_count / run.rows_per_step - 1e-9)  # 0.1 · 30 is above 3
+            run = replace(run, settings=settings.model_copy(update={"steps": max(steps, 1)}))
+        return run
 
     @property
     def micro_batch(self) -> int:
@@ -206,12 +209,6 @@ class Run:
         for batch in source.held_out_batches(self.mesh, self.micro_batch, self.settings.data.evaluation_rows):
             raise_if_preempted(self.mesh)
             yield batch.to(self.mesh.device)
-
-
-def with_steps(run: Run, epochs: float) -> Settings:
-    """Return the settings of a run with the steps that so many passes over its training rows take, rounded up."""
-    steps = math.ceil(epochs * run.train.row_count / run.rows_per_step - 1e-9)  # 0.1 · 30 is a little above 3
-    return run.settings.model_copy(update={"steps": max(steps, 1)})
 
 
 def check_sharing(settings: Settings, sharing: int) -> None:
