@@ -16,7 +16,7 @@ setup: .venv/.installed
 
 # What developing and testing needs, the demo's packages among it.
 .venv/.installed: constraints.txt $(PACKAGES:%=%/pyproject.toml)
-	@echo "installing into .venv: the packages, benchmarks, exports, tests, lint and types; 3.2 GB with a torch for CPUs"
+	@echo "installing into .venv: the packages, benchmarks, exports, tests, lint and types; 3.3 GB with a torch for CPUs"
 	$(PYTHON) -m venv .venv
 	$(PIP) --quiet torch
 	$(PIP) --quiet $(PACKAGES:%=--editable %) wandb mlflow-skinny sqlalchemy alembic \

@@ -273,24 +273,25 @@ def test_a_step_is_a_value_that_trains_without_a_loop(processes, make_trainer, m
     assert all(torch.equal(weight, theirs[name]) for name, weight in run.policy.named_parameters())
 
 
-def test_epochs_stand_for_the_steps_that_they_take(processes, make_settings, tmp_path):
+def test_epochs_stand_for_the_steps_that_they_take(processes, make_settings, write_deepspeed, tmp_path):
     """Loop, schedule, checkpoints and what a run leaves all take the derived number."""
+    alike = {"algo": "mtp-baseline", "deepspeed_config": write_deepspeed(train_batch_size=5), "data": {"evaluate": {}}}
 
     def of(epochs, **changes):
-        settings = make_settings(algo="mtp-baseline", **changes)
+        settings = make_settings(**alike, **changes)
         return Settings(**settings.model_dump(exclude={"steps", "epochs"}), epochs=epochs)
 
     rows = Run.open(of(1.0), MtpBaselineTrainer.algorithm, processes).train.row_count
-    assert rows % 4
-    expected = {0.001: 1, 4 / rows: 1, 0.5: -(-rows // 8), 1.0: -(-rows // 4), 2.0: -(-2 * rows // 4)}
+    assert rows % 5
+    expected = {0.001: 1, 5 / rows: 1, 0.5: -(-rows // 10), 1.0: -(-rows // 5), 2.0: -(-2 * rows // 5)}
     for epochs, steps in expected.items():
         assert Run.open(of(epochs), MtpBaselineTrainer.algorithm, processes).settings.steps == steps
-    trainer = MtpBaselineTrainer(of(8 / rows, save_every=1), processes)
+    trainer = MtpBaselineTrainer(of(10 / rows, save_every=1), processes)
     trainer.train()
     assert trainer.loop.number == 2
     assert json.loads((tmp_path / "run/settings.json").read_text())["steps"] == 2
-    assert MtpBaselineTrainer(of(8 / rows, resume=True), processes).train()
-    MtpBaselineTrainer(make_settings("alike", algo="mtp-baseline", steps=2), processes).train()
+    MtpBaselineTrainer(of(10 / rows, resume=True), processes).train()  # which finds nothing left to do
+    MtpBaselineTrainer(make_settings("alike", steps=2, **alike), processes).train()
     # The same weights: the schedule ended at the same step.
     one, other = ((tmp_path / folder / "model/model.safetensors").read_bytes() for folder in ("run", "alike"))
     assert one == other

@@ -146,7 +146,7 @@ def test_the_command_line_says_the_length_of_a_run_in_either_way(tmp_path):
     assert load_settings(["--config", in_steps, "--epochs", "0.5"]).epochs == 0.5
     settings = load_settings(["--config", in_epochs, "--steps=9"])
     assert (settings.steps, settings.epochs) == (9, None)
-    with pytest.raises(UserError, match="^steps and epochs exclude each other: remove one$"):
+    with pytest.raises(UserError, match=r"^steps and epochs exclude each other: remove one$"):
         load_settings(["--config", yaml_file(tmp_path, "{steps: 7, epochs: 2}")])
 
 
