@@ -71,6 +71,23 @@ def test_a_pipe_gets_a_line_a_minute_and_how_it_ended(clock, written):
         )
 
 
+def test_time_left_is_by_the_last_minute_with_its_pauses(clock, written):
+    def work():
+        with tqdm(desc="training", total=100, initial=40, unit="step") as bar:
+            for _ in range(10):
+                clock(3)
+                bar.update()
+            clock(30)  # an evaluation
+            bar.update()
+            for _ in range(49):
+                clock(2)
+                bar.update()
+
+    first = written(work).splitlines()[0]
+    assert first.startswith("training:  51%")
+    assert "51/100 [01:00<04:27,  5.45s/step]" in first  # 11 steps in 60 seconds, 49 are left
+
+
 def test_fast_steps_print_no_more_than_slow_ones(clock, written):
     assert len(written(lambda: train(clock, steps=20_000, seconds=0.01)).splitlines()) == 4
 

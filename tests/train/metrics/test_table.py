@@ -19,9 +19,9 @@ clean  acceptance  share            -   0.500
 noisy  ce          nats/token  13.000  12.500
 
 set        metric                     unit         value
-clean      tokens per forward         tokens       1.500
-clean      excess auc                 probability  0.750
-noisy      noise/kept/shuffled words  share        0.500
+clean      tokens_per_forward         tokens       1.500
+clean      excess_auc                 probability  0.750
+noisy      noise/kept/shuffled_words  share        0.500
 humaneval  pass@1                     share        0.250
 arc_easy   acc                                     0.125"""
 

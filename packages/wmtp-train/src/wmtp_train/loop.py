@@ -65,6 +65,8 @@ class Loop:
                 self.mesh, self.run.micro_batch, self.settings.seed, state, self.settings.data.workers
             )
             resumed_at = self.number
+            if resumed_at and self.mesh.is_first:
+                print(f"going on after step {resumed_at} of {self.settings.steps}", flush=True)
             self.monitors = open_monitors(self.settings, self.mesh, resumed_at + 1 if resumed_at else 0)
             set_step_timeout(self.mesh, self.engine.group)
             try:

@@ -23,7 +23,7 @@ def _display(bar: tqdm, msg: str | None = None, pos: int | None = None) -> None:
     """Stand in for tqdm's own, which is called at the start, ten times a second, and for every new figure."""
     now = bar._time()
     if not hasattr(bar, "line_time"):
-        bar.line_time, bar.line_n = now, None
+        bar.line_time, bar.line_n, bar.has_lines = now, bar.n, False
     elif now - bar.line_time >= SECONDS:
         _print(bar, now)
 
@@ -33,11 +33,14 @@ def _close(bar: tqdm) -> None:
         return
     bar.disable = True
     bar._decr_instances(bar)
-    if bar.line_n not in (None, bar.n):
+    if bar.has_lines and bar.n > bar.line_n:
         _print(bar, bar._time())
 
 
 def _print(bar: tqdm, now: float) -> None:
-    bar.line_time, bar.line_n = now, bar.n
-    bar.fp.write(f"{bar}\n")
+    # Rate and time left are of the time since the last line. tqdm's are of the last moments: after a pause for an
+    # evaluation they would tell of hours.
+    rate = (bar.n - bar.line_n) / max(now - bar.line_time, 1e-9)
+    bar.line_time, bar.line_n, bar.has_lines = now, bar.n, True
+    bar.fp.write(f"{bar.format_meter(**bar.format_dict | {'rate': rate})}\n")
     bar.fp.flush()

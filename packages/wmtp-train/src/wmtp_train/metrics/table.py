@@ -40,7 +40,7 @@ def metrics_table(metrics: dict[str, float]) -> str:
 
 
 def _title(held_out: str, metric: str) -> tuple[str, str, str]:
-    return held_out, metric.replace("_", " "), _UNITS.get(metric.split("/")[0], "")
+    return held_out, metric, _UNITS.get(metric.split("/")[0], "")
 
 
 def _number(value: float | None) -> str:
