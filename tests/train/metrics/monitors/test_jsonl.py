@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from wmtp_core import UserError
 from wmtp_train.metrics.monitors.jsonl import JsonLines
 
 
@@ -56,6 +57,18 @@ def test_a_start_that_is_killed_while_it_drops_lines_has_dropped_none(make_setti
     with pytest.raises(KeyboardInterrupt):
         JsonLines(settings, 2)
     assert lines(tmp_path) == before
+
+
+@pytest.mark.parametrize("line", ["step: 1", "[1]", '{"loss": 2}'])
+def test_a_file_of_something_else_is_refused_and_stays(make_settings, tmp_path, line):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text(f"{line}\n")
+    with pytest.raises(
+        UserError, match=r"run/metrics\.jsonl: .* is no line of figures with a step: move the file away$"
+    ):
+        JsonLines(make_settings(), 3)
+    assert (tmp_path / "run/metrics.jsonl").read_text() == f"{line}\n"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
 
 
 def test_final_metrics_have_a_line_of_their_own(make_settings, tmp_path):

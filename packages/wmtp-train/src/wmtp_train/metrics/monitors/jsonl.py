@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+from wmtp_core import UserError
 from wmtp_train.atomic_io import atomic_file
 from wmtp_train.metrics.monitors.base import Monitor
 from wmtp_train.settings.schema import Settings
@@ -13,6 +14,9 @@ class JsonLines(Monitor):
     """`output_dir/metrics.jsonl`: a line `{"step": …, name: value, …}` for each call; null for what is not finite.
 
     Lines from `first_step` on, and one that a kill left half-written, are dropped.
+
+    Raises:
+        UserError: what is there is something else.
     """
 
     def __init__(self, settings: Settings, first_step: int | None) -> None:
@@ -39,4 +43,14 @@ def _keep_before(path: Path, step: float) -> None:
         path.open(encoding="utf-8") as lines,
         partial.open("w", encoding="utf-8") as kept,
     ):
-        kept.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step)
+        kept.writelines(line for line in lines if line.endswith("\n") and _step(path, line) < step)
+
+
+def _step(path: Path, line: str) -> int:
+    try:
+        step: int = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: {line.strip()[:40]!r} is no line of figures with a step: move the file away"
+        ) from error
+    return step
