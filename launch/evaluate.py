@@ -35,7 +35,8 @@ def main() -> None:
     wanted, folder = settings.evaluation, settings.output_dir
     opened = Run.open(with_final_model(settings), algorithm, mesh, torch.float32)
     receive_parameters(opened.policy, mesh)
-    metrics = opened.evaluate(opened.settings.steps)  # past every warm-up
+    settings = settings.model_copy(update={"steps": opened.settings.steps})  # what `epochs` come to
+    metrics = opened.evaluate(settings.steps)  # past every warm-up
     run_on_rank0(mesh, lambda: folder.mkdir(parents=True, exist_ok=True), f"output_dir {folder} cannot be made")
     if wanted.humaneval or wanted.tasks:
         from wmtp_eval import run_benchmarks
@@ -46,7 +47,7 @@ def main() -> None:
     what = f"metrics in {folder} cannot be saved"
     run_on_rank0(mesh, lambda: write_json(folder / "evaluation.json", metrics), what)
     monitors = open_monitors(settings, mesh, first_step=None)
-    run_on_rank0(mesh, lambda: monitors.write_final(metrics, opened.settings.steps), what)
+    run_on_rank0(mesh, lambda: monitors.write_final(metrics, settings.steps), what)
     monitors.close(finished=True)
 
 
