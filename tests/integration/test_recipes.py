@@ -28,7 +28,7 @@ from wmtp_train.settings.schema import Settings
 
 PAGE = ROOT / "docs" / "recipes.md"
 NAMES = sorted(PUBLISHED)
-SIZES = {"steps": 3, "log_every": 1, "save_every": 2, "evaluate_every": 2, "optimizer.warmup_steps": 1}
+SIZES = {"steps": 2, "log_every": 1, "save_every": 2, "evaluate_every": 2, "optimizer.warmup_steps": 1}
 SIZES |= {"data.sequence_length": 48, "data.evaluation_rows": 8, "data.workers": 0}
 # As Llama 3.2's does, it tells the day.
 TEMPLATE = (
