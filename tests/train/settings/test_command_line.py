@@ -202,3 +202,10 @@ def test_options_alone_are_refused_in_one_line_too() -> None:
     ) as caught:
         parser.parse_args(["--number", "x"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("0.6", 0.6), ("[1, 0.5]", [1, 0.5]), ("1,0.5", [1, 0.5]), ("[0.6]", 0.6)]
+)
+def test_head_coefficients_are_a_number_or_a_list(given, found):
+    assert load_settings(["--head_coefficients", given]).head_coefficients == found

@@ -4,9 +4,9 @@ What DeepSpeed owns (batch sizes, ZeRO, precision, clipping) stands in its own J
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from wmtp_train.settings.sections import (
@@ -82,6 +82,12 @@ class Settings(BaseSettings):
     reference: ReferenceSettings = ReferenceSettings()
     critic: CriticSettings = CriticSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @field_validator("head_coefficients", mode="before")
+    @classmethod
+    def _one_number(cls, given: Any) -> Any:
+        """Take a list of one number as that number: the command line makes a list of either."""
+        return given[0] if isinstance(given, list) and len(given) == 1 else given
 
     @model_validator(mode="after")
     def _one_model(self) -> "Settings":
