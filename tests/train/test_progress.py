@@ -100,6 +100,7 @@ def test_what_is_done_within_a_minute_prints_nothing(clock, written):
 def test_the_bars_of_other_libraries_do_the_same(clock, written, tmp_path, monkeypatch):
     import datasets
 
+    datasets.enable_progress_bars()  # other tests want none
     monkeypatch.setattr(datasets.config, "PBAR_REFRESH_TIME_INTERVAL", 0)  # by the real clock
 
     def slow(batch):
@@ -110,6 +111,7 @@ def test_the_bars_of_other_libraries_do_the_same(clock, written, tmp_path, monke
 
     def work():
         rows.map(slow, batched=True, batch_size=1, desc="tokenizing", cache_file_name=str(tmp_path / "rows.arrow"))
+        datasets.disable_progress_bars()
 
     lines = written(work).splitlines(keepends=True)
     assert 4 <= len(lines) <= 500 // 60 + 1

@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 
 import pytest
 
@@ -42,7 +43,11 @@ def read(folder):
     """Of each start, in order: the run's id, its settings, and the figures of every call."""
     starts = []
     for path in sorted((folder / "run/wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
-        found = list(records(path))
+        for _ in range(200):  # wandb's own process writes it, and may be a moment behind
+            found = list(records(path))
+            if any(record.WhichOneof("record_type") == "exit" for record in found):
+                break
+            time.sleep(0.05)
         (run,) = (record.run for record in found if record.WhichOneof("record_type") == "run")
         history = [
             {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
