@@ -16,7 +16,7 @@ from wmtp_core.losses.logits_chunk import ChunkedLogits, LogitsChunk, SoftmaxInP
 
 RUN = 32
 """Positions that stand together in a chunk: its teacher's rows are these and the H−1 after them."""
-_BLOCK = 32  # rows whose distributions are compared at a time, so that what that takes is small beside a chunk
+_BLOCK = 2**18  # probabilities that are compared at a time, so that what that takes stays in a cache
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,10 @@ class DistilledChunk(SoftmaxInPlace):
         super().__init__(buffers, buffers.transform.apply_(logits), targets)
         self._how, self._index = buffers.how, index
         self._teacher = torch.log_softmax(teacher, dim=-1, out=teacher)
-        for rows in self._teacher.split(_BLOCK):
+        self._block = block = max(1, _BLOCK // logits.shape[1])  # of rows
+        for rows in self._teacher.split(block):
             _normalize(rows)
-        blocks = zip(self._log_probabilities.split(_BLOCK), index.split(_BLOCK), strict=True)
+        blocks = zip(self._log_probabilities.split(block), index.split(block), strict=True)
         apart = torch.cat(
             [divergence(self._how.divergence, self._teacher[of], _normalize(rows.clone())) for rows, of in blocks]
         )
@@ -121,7 +122,7 @@ class DistilledChunk(SoftmaxInPlace):
     def _to_gradients(self, log_probabilities: Tensor, targets: Tensor, grads: Tensor, kept: Tensor | None) -> None:
         how, share = self._how, self._how.cross_entropy
         index = self._index if kept is None else self._index[kept]
-        blocks = (tensor.split(_BLOCK) for tensor in (log_probabilities, index, targets, grads))
+        blocks = (tensor.split(self._block) for tensor in (log_probabilities, index, targets, grads))
         for rows, of, target, grad in zip(*blocks, strict=True):
             _normalize(rows)
             gradient = divergence_gradient(how.divergence, self._teacher[of], rows).mul_(1 - share)

@@ -25,6 +25,19 @@ def messages_of(where: str, row: dict[str, Any]) -> list[dict[str, Any]]:
     Raises:
         UserError: it is no list of messages, a role is unknown, or the assistant does not have the last word.
     """
+    messages = read_messages(where, row)
+    if not messages or messages[-1]["role"] != "assistant":
+        last = f"ends with the role {messages[-1]['role']!r}" if messages else "is empty"
+        raise UserError(f"{where}: the conversation {last}, and nothing follows to learn: end it with the assistant")
+    return messages
+
+
+def read_messages(where: str, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages of a row as `messages_of` does, whoever has the last word; `output` may be missing.
+
+    Raises:
+        UserError: it is no list of messages, or a role is unknown.
+    """
     if "messages" in row:
         messages = _without_nulls(where, "messages", row["messages"])
     elif "conversations" in row:
@@ -33,16 +46,12 @@ def messages_of(where: str, row: dict[str, Any]) -> list[dict[str, Any]]:
     else:
         asked = "\n\n".join(_string(where, row, name) for name in ("instruction", "input") if row.get(name))
         messages = [{"role": "system", "content": _string(where, row, "system")}] if row.get("system") else []
-        messages += [
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": _string(where, row, "output")},
-        ]
+        messages.append({"role": "user", "content": asked})
+        if "output" in row:
+            messages.append({"role": "assistant", "content": _string(where, row, "output")})
     for message in messages:
         if message.get("role") not in ROLES:
             raise UserError(f"{where}: a message has the role {message.get('role')!r}: use {', '.join(ROLES)}")
-    if not messages or messages[-1]["role"] != "assistant":
-        last = f"ends with the role {messages[-1]['role']!r}" if messages else "is empty"
-        raise UserError(f"{where}: the conversation {last}, and nothing follows to learn: end it with the assistant")
     return messages
 
 
@@ -90,11 +99,7 @@ class ChatTemplate:
         Raises:
             UserError: there is no template, it refuses the conversation, or neither way says what is learned.
         """
-        template = self.template or self.tokenizer.chat_template
-        if not isinstance(template, str):
-            raise UserError(
-                f"{where}: a conversation, and the tokenizer has no chat template: name one in data.chat_template"
-            )
+        template = self._require_template(where)
         marks = _GENERATION.search(template) is not None
         text, spans = self._render(where, template, messages, tools, marks=marks)
         encoded = self.tokenizer(
@@ -116,6 +121,26 @@ class ChatTemplate:
         if not any(learned):
             raise UserError(f"{where}: no token of this conversation is learned: its replies are empty; remove it")
         return ids, learned
+
+    def encode_prompt(self, where: str, messages: list[dict[str, Any]], tools: Any) -> list[int]:
+        """Return the token ids of what a server renders for the assistant to go on from.
+
+        Raises:
+            UserError: there is no template, or it refuses the conversation.
+        """
+        text, _ = self._render(where, self._require_template(where), messages, tools, prompt=True)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+        return ids
+
+    def _require_template(self, where: str) -> str:
+        template = self.template or self.tokenizer.chat_template
+        if not isinstance(template, str):
+            raise UserError(
+                f"{where}: a conversation, and the tokenizer has no chat template: name one in data.chat_template"
+            )
+        return template
 
     def _replies(
         self, where: str, template: str, messages: list[dict[str, Any]], tools: Any, text: str

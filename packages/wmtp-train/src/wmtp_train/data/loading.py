@@ -102,11 +102,16 @@ def data_spec(settings: Settings, tokenizer: PreTrainedTokenizerFast, vocab_size
         vocab_size,
         data.packing,
         data.columns,
-        ChatTemplate(tokenizer, _read_template(data.chat_template), data.chat_template_arguments),
+        ChatTemplate(tokenizer, read_template(data.chat_template), data.chat_template_arguments),
     )
 
 
-def _read_template(path: Path | None) -> str | None:
+def read_template(path: Path | None) -> str | None:
+    """Return the chat template in a file, if one is named.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         return None if path is None else path.read_text()
     except (OSError, UnicodeDecodeError) as error:
