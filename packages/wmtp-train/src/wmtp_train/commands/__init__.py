@@ -2,18 +2,24 @@
 
 from importlib import import_module
 
-from wmtp_train.commands.options import export_parser, generate_parser
+from wmtp_train.commands.options import answer_parser, export_parser, generate_parser
 from wmtp_train.settings.help import answer_help
 
 COMMANDS = {
     "prepare": "tokenize and pack a run's data ahead of it",
     "score": "score a run's data with its reference, once for all",
+    "answer": "let a model answer prompts, for its heads to learn from",
     "train": "train by one of the algorithms",
     "evaluate": "evaluate a trained run",
     "generate": "go on from prompts with a trained model",
     "export": "write a trained model for others",
 }
-_PARSERS = {"generate": generate_parser, "export": export_parser}  # of those that take no settings
+_PARSERS = {"answer": answer_parser, "generate": generate_parser, "export": export_parser}
+"""Of those that take options of their own and no settings."""
+    "answer": answer_parser,
+    "generate": generate_parser,
+    "export": export_parser,
+}  # of those that take no settings
 
 
 def run_command(name: str) -> None:

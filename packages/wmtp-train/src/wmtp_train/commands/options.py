@@ -44,3 +44,25 @@ def generate_parser() -> Parser:
     parser.add_argument("--no-exact", action="store_true", help="greedy: do not settle near-ties with the plain model")
     parser.add_argument("--compare", action="store_true", help="also time it against plain decoding")
     return parser
+
+
+def answer_parser() -> Parser:
+    """Return the options of `wmtp answer`."""
+    parser = Parser(description="Let a model answer prompts, for its heads to learn from.", allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="folder, GGUF file or name of a model and its tokenizer")
+    parser.add_argument("--data", nargs="+", required=True, help="files, folders or globs as in data.train")
+    parser.add_argument("--output", type=Path, required=True, help="the .jsonl file to write")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="for each prompt")
+    parser.add_argument("--batch", type=int, default=16, help="prompts that are decoded together")
+    parser.add_argument(
+        "--text-tokens", type=int, default=32, help="of a row of `text`, the tokens that are its prompt"
+    )
+    parser.add_argument(
+        "--chat-template", type=Path, help="Jinja file that renders conversations; else the tokenizer's"
+    )
+    parser.add_argument("--temperature", type=float, help="draw tokens at this temperature; greedy without")
+    parser.add_argument("--top-k", type=int, help="draw from the k most probable tokens")
+    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens that hold this much probability")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
+    return parser
