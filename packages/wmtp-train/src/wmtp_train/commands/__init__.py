@@ -16,10 +16,6 @@ COMMANDS = {
 }
 _PARSERS = {"answer": answer_parser, "generate": generate_parser, "export": export_parser}
 """Of those that take options of their own and no settings."""
-    "answer": answer_parser,
-    "generate": generate_parser,
-    "export": export_parser,
-}  # of those that take no settings
 
 
 def run_command(name: str) -> None:
