@@ -137,7 +137,7 @@ def scores_of_another_corpus(config, folder):
         ScoringJob(data.prepared, losses, folder / "scores" / name, fingerprint, mesh, 4).run()
     config["reference"]["scores"] = str(folder / "scores")
     config["data"]["train"] = config["data"]["train"] + [text_file(folder, json.dumps({"text": "one more"}))]
-    return [str(folder / "scores/train"), "another corpus", "launch/score.py"]
+    return [str(folder / "scores/train"), "another corpus", "wmtp score"]
 
 
 def text_file(folder, content, name="damaged.jsonl"):

@@ -126,8 +126,9 @@ def test_the_example_of_a_package(package, monkeypatch):
 def test_the_example_of_wmtp_eval(namespaces, capsys):
     (example,) = blocks(ROOT / "packages/wmtp-eval/README.md")
     run(example, {})
-    passed, refused = capsys.readouterr().out.splitlines()[-2:]
-    assert passed != refused
+    passed, refused = capsys.readouterr().out.splitlines()
+    assert passed == "passed"
+    assert "unreachable" in refused
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from transformers import Trainer
 
 from ranks import on_ranks
 from wmtp_core import UserError, dense_cross_entropy, mtp_targets
-from wmtp_models import MtpForCausalLM
+from wmtp_models import MtpForCausalLM, Objective
 
 H = 3
 
@@ -63,6 +63,20 @@ def test_a_step_is_that_of_a_loop_by_hand(tmp_path):
     assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
     for h in range(H):
         assert logged[f"ce/head_{h}"] == pytest.approx((sums / counts)[h].item(), rel=1e-5)
+
+
+def test_heads_may_learn_what_head_0_says(tmp_path):
+    """The objective is the policy's; the logs go on to have cross-entropies."""
+    own, plain = trainer(tmp_path, 4, 2, max_steps=1), trainer(tmp_path, 4, 2, max_steps=1)
+    own.model.objective = Objective("forward-kl")
+    own.train()
+    plain.train()
+    ours, theirs = own.state.log_history[0], plain.state.log_history[0]
+    for h in range(H):
+        assert ours[f"ce/head_{h}"] == pytest.approx(theirs[f"ce/head_{h}"], rel=1e-5)
+    assert theirs["loss"] == pytest.approx(sum(theirs[f"ce/head_{h}"] for h in range(H)) / H, rel=1e-5)
+    assert ours["loss"] < theirs["loss"]
+    assert not close(dict(own.model.named_parameters()), dict(plain.model.named_parameters()))
 
 
 def test_evaluation_has_the_heads_and_does_not_disturb_training(tmp_path):
