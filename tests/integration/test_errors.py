@@ -5,9 +5,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from importlib import util
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,29 +16,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from wmtp_core import UserError
 from wmtp_models import ReferenceModel, weights_fingerprint
+from wmtp_train.commands import train
 from wmtp_train.data.loading import data_spec, load_sources, tokenizer_from_settings
 from wmtp_train.data.scoring import ScoringJob
 from wmtp_train.ranks.lifecycle import start_processes
 from wmtp_train.settings.command_line import load_settings
 
-LAUNCH = Path(__file__).parents[2] / "launch"
-
 
 @pytest.fixture
-def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """A launch script as a module."""
-    monkeypatch.syspath_prepend(str(LAUNCH))
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting comes from the environment."""
     for name in list(os.environ):
         if name.startswith("WMTP_"):
             monkeypatch.delenv(name)
-
-    def load(name: str) -> ModuleType:
-        spec = util.spec_from_file_location(f"launch_{name}", LAUNCH / f"{name}.py")
-        module = util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
 
 
 @pytest.fixture
@@ -50,25 +39,25 @@ def config(make_settings, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def refusal(processes, launch, monkeypatch, capfd) -> Callable[..., str]:
-    """The one line that a script answers to settings and arguments."""
+def refusal(processes, clean_environment, monkeypatch, capfd) -> Callable[..., str]:
+    """The one line that a command answers to settings and arguments."""
 
-    def refuse(config: dict[str, Any], *arguments: str, script: str = "train") -> str:
+    def refuse(config: dict[str, Any], *arguments: str, command: str = "train") -> str:
         path = Path(config["output_dir"]).with_name("run.yaml")
         path.write_text(yaml.safe_dump(config))
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", "--config", str(path), *arguments])
+        monkeypatch.setattr(sys, "argv", [f"wmtp {command}", "--config", str(path), *arguments])
         with pytest.raises(UserError) as error:
-            launch(script).main()
+            import_module(f"wmtp_train.commands.{command}").main()
         assert "\n" not in str(error.value)
         return str(error.value)
 
     return refuse
 
 
-def test_the_undamaged_settings_train(processes, launch, config, monkeypatch, tmp_path):
+def test_the_undamaged_settings_train(processes, clean_environment, config, monkeypatch, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(tmp_path / "run.yaml")])
-    launch("train").main()
+    train.main()
     assert (tmp_path / "run/evaluation.json").is_file()
 
 
@@ -148,7 +137,7 @@ def scores_of_another_corpus(config, folder):
         ScoringJob(data.prepared, losses, folder / "scores" / name, fingerprint, mesh, 4).run()
     config["reference"]["scores"] = str(folder / "scores")
     config["data"]["train"] = config["data"]["train"] + [text_file(folder, json.dumps({"text": "one more"}))]
-    return [str(folder / "scores/train"), "another corpus", "launch/score.py"]
+    return [str(folder / "scores/train"), "another corpus", "wmtp score"]
 
 
 def text_file(folder, content, name="damaged.jsonl"):
@@ -265,8 +254,8 @@ def test_a_folder_that_is_no_checkpoint(refusal, config):
 
 
 def test_scoring_needs_a_reference_and_a_place(refusal, config):
-    assert "reference.scores" in refusal(config, script="score")
-    assert "reference.source" in refusal({**config, "reference": {"scores": "somewhere"}}, script="score")
+    assert "reference.scores" in refusal(config, command="score")
+    assert "reference.source" in refusal({**config, "reference": {"scores": "somewhere"}}, command="score")
 
 
 def test_scoring_asks_for_a_fingerprint_before_it_loads(refusal, config, tmp_path, monkeypatch):
@@ -274,20 +263,20 @@ def test_scoring_asks_for_a_fingerprint_before_it_loads(refusal, config, tmp_pat
     monkeypatch.setattr(ReferenceModel, "load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "bare").mkdir()
     reference = {"source": str(tmp_path / "bare"), "scores": str(tmp_path / "scores")}
-    assert "does not hold a config.json" in refusal({**config, "reference": reference}, script="score")
+    assert "does not hold a config.json" in refusal({**config, "reference": reference}, command="score")
 
 
 def test_evaluating_needs_sets_and_a_model(refusal, config):
-    line = refusal(config, script="evaluate")
+    line = refusal(config, command="evaluate")
     assert f"{config['output_dir']}/model" in line
     assert "data.evaluate names no held-out set" in refusal(
-        {**config, "data": {**config["data"], "evaluate": {}}}, script="evaluate"
+        {**config, "data": {**config["data"], "evaluate": {}}}, command="evaluate"
     )
 
 
 def test_preparing_needs_data(refusal, config):
     del config["data"]["train"]
-    assert "data.train names no file" in refusal(config, script="prepare")
+    assert "data.train names no file" in refusal(config, command="prepare")
 
 
 @pytest.mark.slow

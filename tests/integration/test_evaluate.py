@@ -1,9 +1,8 @@
-"""`launch/evaluate.py` in this process: one table, one JSON, one event file; HumanEval and lm-eval where asked for."""
+"""`wmtp evaluate` in this process: one table, one JSON, one event file; HumanEval and lm-eval where asked for."""
 
 import json
 import sys
 from collections.abc import Callable
-from importlib import util
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from transformers import AutoTokenizer
 from wmtp_core import UserError
 from wmtp_eval.sandbox import Sandbox
 from wmtp_models import build_policy
+from wmtp_train.commands import evaluate as command
 from wmtp_train.engines.deepspeed.engine import ZeroEngine
 
 ROOT = Path(__file__).parents[2]
@@ -22,10 +22,6 @@ EXTRA = "wmtp-eval is not installed with its dependencies"
 @pytest.fixture
 def evaluate(processes, make_settings, tiny_home, tiny_llama, tmp_path, monkeypatch, capfd) -> Callable[..., str]:
     """Evaluates a policy of random weights in `run/model`; what was printed."""
-    monkeypatch.syspath_prepend(str(ROOT / "launch"))
-    spec = util.spec_from_file_location("launch_evaluate", ROOT / "launch/evaluate.py")
-    script = util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     tokenizer = AutoTokenizer.from_pretrained(tiny_home / "tokenizer")
     build_policy({**tiny_llama, "initializer_range": 0.3}, len(tokenizer), 3).save_pretrained(tmp_path / "run/model")
     settings = make_settings(algo="rho1-wmtp", selection={"k_percent": 0.5})
@@ -33,9 +29,10 @@ def evaluate(processes, make_settings, tiny_home, tiny_llama, tmp_path, monkeypa
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
 
     def call(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--config", str(tmp_path / "run.yaml"), *map(str, arguments)])
+        config = str(tmp_path / "run.yaml")
+        monkeypatch.setattr(sys, "argv", ["wmtp evaluate", "--config", config, *map(str, arguments)])
         capfd.readouterr()
-        script.main()
+        command.main()
         return capfd.readouterr().out
 
     return call

@@ -1,6 +1,5 @@
-"""launch/export.py from the model folder that training writes: what is there afterwards, and what is printed."""
+"""`wmtp export` from the model folder that training writes: what is there afterwards, and what is printed."""
 
-import importlib.util
 import json
 import resource
 import signal
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from wmtp_core import UserError
 from wmtp_models import build_policy, load_policy, load_tokenizer, load_wmtp
 from wmtp_models.formats import hf
+from wmtp_train.commands import export as command
 
 ROOT = Path(__file__).parents[2]
 TOKENS = torch.arange(20).view(2, 10)
@@ -44,17 +44,12 @@ def models(tiny_home: Path, tmp_path: Path, tiny_llama: dict[str, object]) -> Ca
 @pytest.fixture
 def export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs the script in this process: what it printed."""
-    specification = importlib.util.spec_from_file_location("export_script", ROOT / "launch" / "export.py")
-    assert specification is not None
-    assert specification.loader is not None
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
 
     def run(model: Path, form: str, output: Path) -> str:
-        arguments = ["export.py", "--model", str(model), "--format", form, "--output", str(output)]
+        arguments = ["wmtp export", "--model", str(model), "--format", form, "--output", str(output)]
         monkeypatch.setattr("sys.argv", arguments)
         capsys.readouterr()
-        script.main()
+        command.main()
         return capsys.readouterr().out
 
     return run

@@ -1,4 +1,4 @@
-"""`launch/generate.py`: text on stdout, metrics on stderr, errors in one line."""
+"""`wmtp generate`: text on stdout, metrics on stderr, errors in one line."""
 
 import io
 import json
@@ -6,7 +6,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from importlib import util
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,8 @@ import torch
 from transformers import AutoTokenizer
 
 from wmtp_models import MtpForCausalLM, build_policy, load_causal_lm, load_tokenizer
-from wmtp_train.ranks.lifecycle import run
+from wmtp_train.commands import generate as command
 
-SCRIPT = Path(__file__).parents[2] / "launch/generate.py"
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -44,19 +42,15 @@ def model(save_policy: Callable[[str], Path]) -> Path:
 @pytest.fixture
 def generate(model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
     """Runs the script in this process: exit code, stdout, stderr."""
-    spec = util.spec_from_file_location("launch_generate", SCRIPT)
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
     # `run` ends the process group, and the one that the tests of a session share has to stay.
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)
 
     def call(*arguments: object, source: Path = model, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["generate.py", "--model", str(source), *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["wmtp generate", "--model", str(source), *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         code = 0
         try:
-            run(module.main)
+            command.start()
         except SystemExit as end:
             code = int(end.code)
         return code, *capfd.readouterr()

@@ -1,6 +1,5 @@
 """The three algorithms from nothing to a model, by the command that a newcomer types."""
 
-import importlib
 import json
 import math
 import shutil
@@ -9,15 +8,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pages import blocks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, AutoTokenizer
 
 from wmtp_models import MtpForCausalLM
+from wmtp_train.commands import tiny
 
 pytestmark = pytest.mark.slow
 ALGORITHMS = ["rho1-wmtp", "critic-wmtp", "mtp-baseline"]
 HEADS = range(4)
-TINY_CONFIG = Path(__file__).parents[2] / "launch/configs/tiny.yaml"
+ROOT = Path(__file__).parents[2]
+TINY_CONFIG = ROOT / "launch/configs/tiny.yaml"
 
 
 def scalars(folder):
@@ -140,10 +142,19 @@ def test_prepare_and_score_make_what_training_then_uses(tiny_run, call, workplac
     assert scalars(folder)["reference_ce/head_0"][0] == live["reference_ce/head_0"][0]
 
 
+def test_the_example_of_wmtp_train_runs_as_printed(tiny_run, call, workplace):
+    tiny_run("rho1-wmtp")  # which it says has to come before
+    (workplace / "launch").symlink_to(TINY_CONFIG.parents[1])
+    (example,) = blocks(ROOT / "packages/wmtp-train/README.md")
+    (workplace / "example.py").write_text(example)
+    done = call(workplace / "example.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "noisy/ce/head_0" in done.stdout
+    assert (workplace / "runs/example/model").is_dir()
+
+
 def test_what_a_launcher_says_of_its_processes_is_not_told_to_the_scripts_that_prepare(monkeypatch):
     """torchrun's agent keeps a store for its own processes; the one that trains the reference would wait for it."""
-    monkeypatch.syspath_prepend(TINY_CONFIG.parents[1])
-    tiny = importlib.import_module("tiny")
     for name in ("RANK", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "KEPT"):
         monkeypatch.setenv(name, "1")
     seen = []

@@ -1,17 +1,13 @@
-"""launch/train.py with a witness: what every rank selected and lost at each step goes to `$WITNESS/rank{r}.pt`."""
+"""`wmtp train` with a witness: what every rank selected and lost at each step goes to `$WITNESS/rank{r}.pt`."""
 
 import os
-import sys
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "launch"))  # before what is imported from there
-
-import train  # noqa: E402 (the path comes first)
-from wmtp_train.metrics.accumulator import MetricAccumulator  # noqa: E402 (the path comes first)
-from wmtp_train.ranks.lifecycle import run  # noqa: E402 (the path comes first)
+from wmtp_train.commands import train
+from wmtp_train.metrics.accumulator import MetricAccumulator
+from wmtp_train.ranks.lifecycle import run
 
 seen = []
 add = MetricAccumulator.add

@@ -95,7 +95,7 @@ def test_scores_need_no_reference_to_be_used(load, scored):
 
 
 def test_missing_scores_say_how_to_make_them(load, make_settings, tmp_path):
-    with pytest.raises(UserError, match=r"absent/.*: no such folder: .*launch/score\.py"):
+    with pytest.raises(UserError, match=r"absent/.*: no such folder: .*wmtp score"):
         load(make_settings(reference={"scores": tmp_path / "absent"}))
 
 

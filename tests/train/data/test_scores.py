@@ -39,7 +39,7 @@ def test_scores_of_something_else_are_refused_by_the_part_that_differs(
         ("packing", make_prepared(*texts, seed=1)),
         ("packing", make_prepared(*texts, sequence_length=9)),
     ]:
-        with pytest.raises(UserError, match=rf"scores .*: they were made with another {part} .*launch/score\.py"):
+        with pytest.raises(UserError, match=rf"scores .*: they were made with another {part} .*wmtp score"):
             load_scores(folder, other)
     prepared.fingerprint["tokenizer"] = "0" * 64
     with pytest.raises(UserError, match="another tokenizer"):
@@ -52,7 +52,7 @@ def test_scores_of_another_reference_are_refused(folder: Path, prepared: Prepare
 
 
 def test_folders_without_scores(tmp_path: Path, prepared: PreparedData) -> None:
-    with pytest.raises(UserError, match=r"scores .*scores: no such folder: .*launch/score\.py"):
+    with pytest.raises(UserError, match=r"scores .*scores: no such folder: .*wmtp score"):
         load_scores(tmp_path / "scores", prepared)
     partial_folder(tmp_path / "scores").mkdir()
     with pytest.raises(UserError, match="they are unfinished"):

@@ -70,6 +70,11 @@ def test_what_the_launcher_adds_is_passed_over():
     assert load_settings(["--local_rank=1", "--steps", "4"]).steps == 4
 
 
+def test_tiny_says_what_it_needs_where_there_is_no_checkout(tmp_path):
+    with pytest.raises(UserError, match=r"^--tiny builds its data with tools/ of the repository, and works in a check"):
+        load_settings(["--tiny"], tiny_config=tmp_path / "launch/configs/tiny.yaml")
+
+
 def test_a_list_and_a_mapping_come_as_json_from_the_command_line():
     settings = load_settings(["--data.train", '["a.jsonl", "b.txt"]', "--data.evaluate", '{"clean": ["c.txt"]}'])
     assert settings.data.train == ["a.jsonl", "b.txt"]

@@ -205,7 +205,7 @@ def open_answers(
     seed: int,
     dtype: str,
 ) -> AnswerJob:
-    """Open what the options of launch/answer.py name: prompts, model and output.
+    """Open what the options of wmtp answer name: prompts, model and output.
 
     Raises:
         UserError: one of them cannot be used.

@@ -156,7 +156,7 @@ def load_reference(
     if reference.source is None:
         raise UserError(
             f"{settings.algo} compares with a reference: set reference.source to a model, "
-            "or reference.scores to what launch/score.py wrote"
+            "or reference.scores to what wmtp score wrote"
         )
     dtype: torch.dtype = getattr(torch, reference.dtype)
     loaded = ReferenceModel.load(reference.source, dtype, policy_vocab_size, tokenizer, settings.data.packing)

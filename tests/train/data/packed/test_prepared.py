@@ -160,7 +160,7 @@ def test_tokenizers_that_cannot_be_used(tmp_path: Path, jsonl: Write, tokenizer:
 
 
 def test_folders_that_were_not_prepared(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"missing: no such folder: make it with `python launch/prepare\.py`"):
+    with pytest.raises(UserError, match=r"missing: no such folder: make it with `wmtp prepare`"):
         PreparedData.load(tmp_path / "missing")
     with pytest.raises(UserError, match=r"no manifest\.json"):
         PreparedData.load(tmp_path)

@@ -81,7 +81,7 @@ def unsupported_parts(policy: MtpForCausalLM) -> list[str]:
 
 def commands(policy: MtpForCausalLM) -> dict[str, str]:
     """Return how it is decoded: no server reads it."""
-    return {"WMTP": "python launch/generate.py --model FOLDER --prompt TEXT"}
+    return {"WMTP": "wmtp generate --model FOLDER --prompt TEXT"}
 
 
 def save(policy: MtpForCausalLM, folder: Path) -> None:

@@ -12,7 +12,7 @@ from wmtp_train.data.packed.storage import open_arrow
 
 COLUMN_FILE = "reference_ce.arrow"
 FINGERPRINT_FILE = "fingerprint.json"
-FIX = "remove the folder, and score again with `python launch/score.py`"
+FIX = "remove the folder, and score again with `wmtp score`"
 
 
 def partial_folder(output: Path) -> Path:
@@ -39,7 +39,7 @@ def check_fingerprint(folder: Path, wanted: Mapping[str, str]) -> None:
         if stored.get(part) != value:
             raise UserError(
                 f"scores {folder}: they were made with another {part} ({stored.get(part)!s:.12}, not {value:.12}): "
-                "score again with `python launch/score.py` into another folder, or remove this one first"
+                "score again with `wmtp score` into another folder, or remove this one first"
             )
 
 
@@ -56,11 +56,11 @@ def load_scores(path: str | Path, prepared: PreparedData, reference_fingerprint:
     path = Path(path)
     if not path.is_dir():
         problem = "they are unfinished" if partial_folder(path).is_dir() else "no such folder"
-        raise UserError(f"scores {path}: {problem}: finish or make them with `python launch/score.py`")
+        raise UserError(f"scores {path}: {problem}: finish or make them with `wmtp score`")
     if not (path / FINGERPRINT_FILE).is_file():
         raise UserError(
             f"scores {path}: it holds no {FINGERPRINT_FILE}, so it is no score folder: "
-            "name another one, such as `python launch/score.py` makes"
+            "name another one, such as `wmtp score` makes"
         )
     reference = {} if reference_fingerprint is None else {"reference": reference_fingerprint}
     check_fingerprint(path, prepared.fingerprint | reference)

@@ -174,7 +174,7 @@ def _join(prepared: PreparedData, partial: Path, output: Path) -> None:
     if missing:
         raise UserError(
             f"scores {output}: {len(missing)} of {len(files)} shards are missing, such as {missing[0]}: "
-            "run every rank of `python launch/score.py`, rank 0 last"
+            "run every rank of `wmtp score`, rank 0 last"
         )
     complete = partial / "complete"
     complete.mkdir(exist_ok=True)

@@ -35,6 +35,8 @@ def load_settings(argv: list[str] | None = None, tiny_config: Path | None = None
         raise UserError(f"command line: {error}; name a YAML file") from error
     if path is None and ("--tiny" in arguments or os.environ.get("WMTP_TINY", "").lower() in ("1", "true")):
         path = tiny_config
+        if path is not None and not path.is_file():
+            raise UserError("--tiny builds its data with tools/ of the repository, and works in a checkout of it alone")
     for variable in os.environ:
         field = variable.removeprefix("WMTP_").split("__")[0].lower()
         if variable.startswith("WMTP_") and field not in Settings.model_fields:

@@ -142,7 +142,7 @@ class ReferenceSettings(BaseModel):
     """Split its parameters over the processes by ZeRO-3: less memory on each, and the same losses; but every forward
     gathers the parameters again, layer by layer."""
     scores: Path | None = None
-    """Folder that launch/score.py writes; training with it loads no reference model."""
+    """Folder that wmtp score writes; training with it loads no reference model."""
     scores_dtype: Literal["float32", "float16"] = "float32"
     """What scores are stored in; float16 halves them, and puts each within 2^-11 of itself or 2^-25 nats."""
 
@@ -177,7 +177,7 @@ class CriticSettings(BaseModel):
 
 
 class EvaluationSettings(BaseModel):
-    """What launch/evaluate.py does beside the held-out sets."""
+    """What wmtp evaluate does beside the held-out sets."""
 
     model_config = STRICT
 

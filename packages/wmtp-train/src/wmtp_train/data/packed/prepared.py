@@ -60,10 +60,10 @@ class PreparedData:
         """
         path = Path(path)
         if not path.is_dir():
-            raise UserError(f"prepared data {path}: no such folder: make it with `python launch/prepare.py`")
+            raise UserError(f"prepared data {path}: no such folder: make it with `wmtp prepare`")
         if not (path / "manifest.json").is_file():
             raise UserError(
-                f"prepared data {path}: no manifest.json, so `python launch/prepare.py` did not write this folder: "
+                f"prepared data {path}: no manifest.json, so `wmtp prepare` did not write this folder: "
                 "name the one that it printed"
             )
         fix = "remove the folder, and it is made again"

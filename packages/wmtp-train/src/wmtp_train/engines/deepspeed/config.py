@@ -40,7 +40,8 @@ def read_deepspeed_config(path: Path, world_size: int) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text())
     except OSError as error:
         raise UserError(
-            f"deepspeed_config {path}: {str(error.strerror).lower()}; ds_configs holds one per ZeRO stage"
+            f"deepspeed_config {path}: {str(error.strerror).lower()}; the repository's ds_configs/ holds one per ZeRO "
+            'stage, and {"train_batch_size": 8} is the shortest'
         ) from error
     except json.JSONDecodeError as error:
         raise UserError(f"deepspeed_config {path}: not JSON: {error}") from error

@@ -10,7 +10,7 @@ from wmtp_core import UserError
 from wmtp_train.settings.command_line import tiny_output
 from wmtp_train.settings.schema import Settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[5]  # of the checkout, whose tools are run
 TINY_CONFIG = ROOT / "launch/configs/tiny.yaml"
 _HOME = Path("runs/tiny")
 
