@@ -30,6 +30,7 @@ PARTS = [
         0.27,
         (
             "losses and gradients of `linear_cross_entropy` against float64: dtypes, hints, soft-cap",
+            "the same of `linear_distillation`: each divergence, mixed with cross-entropy",
             "every kernel for a chunk of logits against the plain one",
             "selection and weights exactly those of the CPU",
             "policy against the CPU: kinds of heads, attention, checkpointing, `model.compile`, `model.liger`",
