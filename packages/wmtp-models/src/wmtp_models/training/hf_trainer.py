@@ -30,9 +30,11 @@ class MtpTrainerMixin(Trainer):
     """Trains all heads of a `MtpForCausalLM` where it stands first: `class MtpTrainer(MtpTrainerMixin, Trainer): ...`.
 
     The loss is `wmtp_core.weighted_mtp_loss`. Its denominators N_h are counted over all micro-batches and processes of
-    an optimizer step, before the first forward; so no accumulation and no number of processes changes what a step
-    learns. Batches may be padded at the right, carry −100 labels, or be packed with position ids that restart, as
-    `SFTTrainer` packs them.
+    an optimizer step, before the first forward; so neither accumulation nor the number of processes changes what a step
+    learns, unless the rule compares tokens of different rows: it sees those of a micro-batch.
+
+    Batches may be padded at the right, carry −100 labels, or be packed with position ids that restart, as `SFTTrainer`
+    packs them.
 
     Logs have `ce/head_{h}` (nats, over valid targets) and `selected_ratio/head_{h}` beside the trainer's own, and
     evaluations the same as `eval_ce/head_{h}`. `SFTTrainer`'s own entropy and token accuracy are not computed.
