@@ -1,5 +1,6 @@
 """Steps whose host waits are counted, on the path that an accelerator takes; also a job for `ranks.on_ranks`."""
 
+import importlib.util
 from collections import Counter
 from contextlib import ExitStack
 from unittest.mock import patch
@@ -80,6 +81,8 @@ def count_waits(mesh, settings, plain=False, log=False):
     with ExitStack() as patches:
         for module in ASKING:
             patches.enter_context(patch.object(module, "on_accelerator", lambda tensor: True))
+        has_triton = importlib.util.find_spec("triton") is not None  # on a GPU the layers of heads count their rows
+        patches.enter_context(patch.object(wmtp_models.heads.sparse_grad_linear, "has_triton", lambda _: has_triton))
         # Interpreted, a GPU's kernels would take minutes; tests/core/losses/test_fused_hints.py counts their waits.
         patches.enter_context(patch.object(CompiledChunkedLogits, "add_beyond", lambda *rows: None))
         patches.enter_context(patch.object(Batch, "to", lambda batch, device: waits.mark(to(batch, device))))

@@ -152,6 +152,7 @@ class MtpForCausalLM(PreTrainedModel):
             bounds: where `position_ids` restart, if the host knows: then nothing waits for an accelerator here.
         """
         position_ids, document_ids = infer_layout(position_ids, document_ids, attention_mask)
+        self.heads.expect(1.0 if plan is None else plan.plan.share_of_later_heads)
         with self._capture_routers() as router_logits:
             states = self._forward_heads(input_ids, position_ids, bounds)
         labels = input_ids if labels is None else labels

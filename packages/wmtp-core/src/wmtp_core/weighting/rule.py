@@ -46,9 +46,12 @@ class WeightPlan(ABC):
 
     Attributes:
         counts: int64 `[H]`, how many targets each head will keep over all ranks; None: that depends on the forward.
+        share_of_later_heads: about the share of its predictions that each head after the first keeps, at most. It
+            makes the backward of their layers cheaper on a GPU, and never other.
     """
 
     counts: Tensor | None
+    share_of_later_heads: float = 1.0
 
     @abstractmethod
     def weights(self, ce: Tensor, values: Tensor | None = None) -> Tensor:

@@ -54,8 +54,12 @@ class TopKWeighting(HeadWeighting):
         scores = self.score(inputs)
         if isinstance(scores, Tensor):
             share = keep_ratio(self.k_percent, inputs.valid.shape[-1], self.from_head)
-            return StaticPlan(self.select(scores, inputs.valid), counts, share)
-        return _TopKPlan(self, inputs.valid, scores, counts)
+            plan: WeightPlan = StaticPlan(self.select(scores, inputs.valid), counts, share)
+        else:
+            plan = _TopKPlan(self, inputs.valid, scores, counts)
+        if self.from_head <= 1:
+            plan.share_of_later_heads = self.k_percent
+        return plan
 
     def select(self, scores: Tensor, valid: Tensor) -> Tensor:
         """Return weights float32 `[B, S, H]` of 0 and 1 for scores `[B, S, H]`."""

@@ -1,7 +1,7 @@
 """The port for heads: what stands beside a trunk and predicts the tokens after the next one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from wmtp_models.heads.sparse_grad_linear import expect_rows
 from wmtp_models.trunk.capture import LayerCall
 from wmtp_models.trunk.parts import TrunkParts
 from wmtp_models.trunk.row_slices import WholeRows
@@ -78,6 +79,15 @@ class Heads(nn.Module, ABC):
 
         Where the trunk was called with a key-value cache, so were the heads: each has slots of its own there.
         """
+
+    def expect(self, share: float) -> None:
+        """Say which share of its predictions each head will learn from at most, about; it never changes a gradient."""
+        for part in self.parts_that_skip_rows():
+            expect_rows(part, share)
+
+    def parts_that_skip_rows(self) -> Iterable[nn.Module]:
+        """Return the modules whose outputs have no gradient where a head has none: what no later head reads."""
+        return self.children()
 
     def draft(self, inputs: HeadInputs, following: Tensor, rows: Tensor, last: Tensor, propose: Propose) -> None:
         """Draft one token by each head, in their order, after a forward with a key-value cache.

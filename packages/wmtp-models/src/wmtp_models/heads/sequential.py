@@ -115,6 +115,10 @@ class SequentialHeads(Heads):
             states.append(hidden)
         return states
 
+    def parts_that_skip_rows(self) -> list[nn.Module]:
+        """Return the last depth's layer, unless other depths share it: each depth attends to all of the one before."""
+        return [self.layers[-1].block] if 0 < self.depths == len(self.layers) else []
+
     def draft(self, inputs: HeadInputs, following: Tensor, rows: Tensor, last: Tensor, propose: Propose) -> None:
         """Draft token after token: each depth reads what the one before proposed.
 
