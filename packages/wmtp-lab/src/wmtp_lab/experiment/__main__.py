@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from wmtp_core import UserError
 from wmtp_lab.experiment.costs import measure_costs
+from wmtp_lab.experiment.count_models import BIGRAM_TABLE, measure_counts
 from wmtp_lab.experiment.decoding import GREEDY, held_out_prompts
 from wmtp_lab.experiment.plan import REFERENCE, Plan, read_plan, require_same_plan
 from wmtp_lab.experiment.preparation import prepare_references, prepare_text, reference_config
@@ -62,9 +63,9 @@ def experiment(plan: Plan, home: Path, command: str) -> Results:
     reference = load_settings(["--config", str(reference_config(home, REFERENCE))])
     write_json(home / "plan.json", plan.model_dump(mode="json"))
     note_circumstances(results, plan)
+    results.facts.setdefault("command", command)
     results.facts |= {
         "plan": plan.model_dump(mode="json"),
-        "command": command,
         "steps": settings[0].steps,
         "reference_steps": reference.steps,
         "tokens_per_step": deepspeed["train_batch_size"] * settings[0].data.sequence_length,
@@ -117,6 +118,11 @@ def is_decoded(results: Results, plan: Plan) -> bool:
     return all(results.has(*run, GREEDY) for run in runs if results.has(*run, "evaluation/clean/ce/head_1"))
 
 
+def has_counts(results: Results, plan: Plan) -> bool:
+    """Return whether there is a table of bigrams for every seed."""
+    return all(results.has(BIGRAM_TABLE, seed, LOSS) for seed in plan.seeds)
+
+
 def has_costs(results: Results, plan: Plan) -> bool:
     """Return whether the costs of every arm were measured, all in one process."""
     return all(results.has(arm, None, "cost/seconds") for arm in (*plan.arms, REFERENCE))
@@ -124,7 +130,7 @@ def has_costs(results: Results, plan: Plan) -> bool:
 
 def is_complete(results: Results, plan: Plan) -> bool:
     """Return whether everything that the plan names has been measured."""
-    return is_trained(results, plan) and is_decoded(results, plan) and has_costs(results, plan)
+    return all(done(results, plan) for done in (is_trained, is_decoded, has_counts, has_costs))
 
 
 def is_reportable(results: Results) -> bool:
@@ -148,6 +154,9 @@ def complete(results: Results, plan: Plan, home: Path, runs: list[PlannedRun]) -
     if not is_decoded(results, plan):
         note_commit(results, "decoding")
     decode_missing(runs, results, prompts, plan.decoding.new_tokens)
+    if not has_counts(results, plan):
+        note_commit(results, "count tables")
+        add_counts(plan, results, runs)
     if not has_costs(results, plan):
         note_commit(results, "costs")
         add_costs(plan, results, home, runs)
@@ -159,6 +168,15 @@ def note_commit(results: Results, part: str) -> None:
     commit = describe_commit(ROOT)
     if commit is not None and commit not in commits:
         commits.append(commit)
+
+
+def add_counts(plan: Plan, results: Results, runs: list[PlannedRun]) -> None:
+    """Count the training text of each seed that has no table yet."""
+    baseline = next(run for run in runs if run.arm == plan.baseline)
+    settings = load_settings(["--config", str(baseline.config)])
+    seeds = [seed for seed in plan.seeds if not results.has(BIGRAM_TABLE, seed, LOSS)]
+    rows_per_step = results.facts["tokens_per_step"] // settings.data.sequence_length
+    results.add(measure_counts(settings, seeds, rows_per_step))
 
 
 def add_costs(plan: Plan, results: Results, home: Path, runs: list[PlannedRun]) -> None:
