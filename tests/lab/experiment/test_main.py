@@ -1,5 +1,6 @@
 """The whole experiment in miniature: two arms, two seeds, a model of a few thousand weights."""
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -108,6 +109,20 @@ def test_costs_tell_four_heads_from_one(results: Results) -> None:
     assert flop["reference"] == flop["next-token"]  # but for the text, which these products do not depend on
 
 
+def test_a_table_of_bigrams_was_counted_for_every_seed(results: Results) -> None:
+    for seed in (1, 2):
+        losses = [results.final("bigram table", seed, f"evaluation/clean/ce/head_{head}") for head in range(4)]
+        assert losses == sorted(losses)  # tokens further apart tell less of each other
+        assert results.final("unigram entropy", seed, runs.LOSS) < math.log(512)
+    assert results.final("bigram table", 1, runs.LOSS) != results.final("bigram table", 2, runs.LOSS)
+
+
+def test_every_part_names_its_commit(results: Results) -> None:
+    parts = results.facts["commits"]
+    assert list(parts) == ["runs", "decoding", "count tables", "costs"]
+    assert all(commits == parts["runs"] for commits in parts.values())
+
+
 def test_checkpoints_go_when_their_rows_stand(home: Path, results: Results) -> None:
     assert results.file == home / "out/results.parquet"
     assert len(list((home / "out/runs").glob("*/*/model"))) == 4
@@ -136,6 +151,9 @@ def test_what_was_stopped_after_the_training_goes_on_there(
     before = {key: list(series.values) for key, series in results.series.items()}
     results.forget("cost/")
     results.forget("decoding/")
+    results.forget("evaluation/clean/accuracy/")  # no part looks at these
+    for seed in (1, 2):
+        del results.series["bigram table", seed, runs.LOSS]
     results.save()
     with pytest.raises(UserError, match="holds no complete results"):
         experiment.main(["--report-only", "--output", str(home / "out")])

@@ -31,6 +31,30 @@ def test_an_arm_without_a_head_has_a_dash_there(made: dict[str, Table]) -> None:
     assert made["Loss of each head on clean held-out text, at equal FLOP"].rows[1][2].startswith("−0.500 [")
 
 
+def test_count_models_stand_beside_the_arms(made: dict[str, Table]) -> None:
+    rows = made["What counting reaches"].rows
+    assert rows[:3] == [
+        ["mtp-baseline", "4.100 ± 0.248", "5.100 ± 0.248"],
+        ["bigram table", "4.100 ± 0.248", "6.100 ± 0.248"],
+        ["unigram entropy", "5.000 ± 0.000", "5.000 ± 0.000"],
+    ]
+    assert rows[4][:2] == ["rho1-k0.6 against bigram table", "−0.200 [−0.225, −0.175] better"]
+    assert rows[5][2] == "–"
+
+
+def test_accuracy_is_better_where_it_is_larger(made: dict[str, Table]) -> None:
+    rows = made["Accuracy of each head"].rows
+    assert rows[0] == ["mtp-baseline", "0.590 ± 0.025", "0.250 ± 0.000"]
+    assert rows[1] == ["bigram table", "0.500 ± 0.000", "0.500 ± 0.000"]
+    assert rows[2] == ["rho1-k0.6", "+0.020 [+0.018, +0.022] better", "+0.000 [+0.000, +0.000] no difference seen"]
+
+
+def test_accepted_drafts_are_not_judged(made: dict[str, Table]) -> None:
+    cell = made["Accepted drafts per forward"].rows[1][2]
+    assert cell.startswith("−0.107 [")
+    assert cell.endswith("]")
+
+
 def test_tokens_to_the_baseline(made: dict[str, Table]) -> None:
     rows = made["Tokens to the baseline's final loss"].rows
     assert rows[0] == ["mtp-baseline", "3 of 3", "1.000 ± 0.000"]

@@ -4,8 +4,9 @@ from itertools import chain
 from statistics import mean
 
 from wmtp_lab.experiment.analysis import AXES, KEPT, PHASES, Analysis, Axis
+from wmtp_lab.experiment.count_models import BIGRAM_TABLE, UNIGRAM_ENTROPY
 from wmtp_lab.experiment.decoding import ACCEPTED
-from wmtp_lab.experiment.intervals import Interval, judged, plus_minus, t_interval
+from wmtp_lab.experiment.intervals import Interval, change, judged, plus_minus, t_interval
 from wmtp_lab.experiment.plan import REFERENCE
 from wmtp_lab.experiment.runs import LOSS
 from wmtp_lab.measure.stopwatch import spread
@@ -16,7 +17,9 @@ def tables(analysis: Analysis) -> list[Table]:
     """Return all tables that the results have something for."""
     made = [
         _losses(analysis),
+        _count_models(analysis),
         *(_heads(analysis, axis) for axis in AXES),
+        _accuracy(analysis),
         _other_text(analysis),
         _steps_to_baseline(analysis),
         _selection(analysis),
@@ -39,6 +42,41 @@ def _losses(analysis: Analysis) -> Table:
     )
     head = ["arm", "loss", *(f"difference at equal {axis}" for axis in AXES)]
     return Table("Next-token loss on clean held-out text (head 0)", note, head, rows)
+
+
+def _count_models(analysis: Analysis) -> Table:
+    losses = analysis.head_losses()
+    names = (analysis.baseline, BIGRAM_TABLE, UNIGRAM_ENTROPY)
+    rows = [[name, *(plus_minus(analysis.final(name, loss)) for loss in losses)] for name in names]
+    for arm in analysis.arms:
+        cells = [
+            _judged(analysis.difference(arm, BIGRAM_TABLE, loss) if arm in analysis.arms_with(loss) else None)
+            for loss in losses
+        ]
+        rows.append([f"{arm} against {BIGRAM_TABLE}", *cells])
+    note = (
+        "Nats per token on clean held-out text. The table of bigrams with back-off is counted on the tokens that a run "
+        "of the same seed is trained on, for head h on pairs of tokens h + 1 apart. The entropy is that of the "
+        "held-out targets by themselves: what ignores its context cannot come below it."
+    )
+    head = ["arm", *(f"head {h}" for h in range(len(losses)))]
+    return Table("What counting reaches", note, head, rows)
+
+
+def _accuracy(analysis: Analysis) -> Table:
+    metrics = [loss.replace("/ce/", "/accuracy/") for loss in analysis.head_losses()]
+    own = (analysis.baseline, BIGRAM_TABLE)
+    rows = [[name, *(plus_minus(analysis.final(name, metric)) for metric in metrics)] for name in own]
+    by_head = [analysis.differences(metric) for metric in metrics]
+    for pair in analysis.pairs:
+        cells = [_judged(differences[pair], smaller_is_better=False) for differences in by_head]
+        rows.append([_pair(*pair, analysis), *cells])
+    note = (
+        "How often the most probable token is the text's, a share, on clean held-out text at the end of training; of "
+        "the other arms the difference, paired by seed."
+    )
+    head = ["arm", *(f"head {h}" for h in range(len(metrics)))]
+    return Table("Accuracy of each head", note, head, rows)
 
 
 def _heads(analysis: Analysis, axis: Axis) -> Table:
@@ -116,7 +154,7 @@ def _decoding(analysis: Analysis) -> Table:
         cells = []
         for metric in ACCEPTED.values():
             versus = None if arm == analysis.baseline else analysis.difference(arm, analysis.baseline, metric)
-            cells += [plus_minus(analysis.final(arm, metric)), _judged(versus, smaller_is_better=False)]
+            cells += [plus_minus(analysis.final(arm, metric)), DASH if versus is None else change(versus)]
         rows.append([arm, *cells])
     head = ["arm", *(title for name in ACCEPTED for title in (name, f"{name}: difference"))]
     note = (
