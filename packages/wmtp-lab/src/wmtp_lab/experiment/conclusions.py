@@ -2,10 +2,10 @@
 
 from statistics import correlation, mean
 
-from wmtp_lab.experiment.analysis import AXES, Analysis, Axis, band
+from wmtp_lab.experiment.analysis import AXES, Analysis, Axis, accuracy_of, band
 from wmtp_lab.experiment.count_models import BIGRAM_TABLE, UNIGRAM_ENTROPY
 from wmtp_lab.experiment.decoding import ACCEPTED
-from wmtp_lab.experiment.intervals import CONFIDENCE, Interval, change, holm, p_value, plus_minus, t_interval, verdict
+from wmtp_lab.experiment.intervals import Interval, change, plus_minus, stand, t_interval, verdict
 from wmtp_lab.experiment.plan import REFERENCE
 from wmtp_lab.experiment.runs import LOSS
 from wmtp_lab.tables import number
@@ -15,8 +15,8 @@ _LIMITS = [
     "here says what happens at another scale or on natural text.",
     "Intervals are Student's 95 % over seeds, which fix initial weights and data order. The corpus, its noise, the "
     "reference and the held-out text are the same for all seeds, so the intervals do not cover them.",
-    "Intervals are not corrected for how many there are: one true zero in twenty is expected to look different. Which "
-    "of them stand after Holm's correction is said below.",
+    "Intervals are not corrected for how many there are: one true zero in twenty is expected to look different. A "
+    "star in a table marks what does not stand after Holm's correction.",
     "FLOP and time of an arm do not hold the reference's training and its scoring of the corpus, which are done once.",
     "A step's time was measured with one seed's model, and no interval holds its error; the last table has its spread.",
 ]
@@ -47,7 +47,7 @@ def conclusions(analysis: Analysis) -> list[str]:
         return ["One seed alone shows no difference: there is no interval, and no conclusion."]
     found = [_counting(analysis), *(_losses(analysis, axis) for axis in AXES), _over_training(analysis)]
     found += [_pair(analysis, arm, other) for arm, other in analysis.pairs if other != analysis.baseline]
-    found += [_tokens(analysis), *_corrected(analysis), *_decoding(analysis)]
+    found += [_tokens(analysis), _corrected(analysis), *_decoding(analysis)]
     return [*found, _reference(analysis), _control(analysis)]
 
 
@@ -120,32 +120,22 @@ def _tokens(analysis: Analysis) -> str:
     )
 
 
-def _corrected(analysis: Analysis) -> list[str]:
-    """Say of each family of intervals which of those that leave out 0 do not after Holm's correction."""
-    heads = [(f"head {head}", loss) for head, loss in enumerate(analysis.head_losses())]
-    accuracy = [(name, loss.replace("/ce/", "/accuracy/")) for name, loss in heads]
-    families: dict[str, list[tuple[str, str, Axis]]] = {
-        "Next-token losses at equal tokens, FLOP and time": [(f"at equal {axis}", LOSS, axis) for axis in AXES],
-        "Losses of later heads at equal tokens": [(name, loss, "tokens") for name, loss in heads[1:]],
-        "Accuracy of all heads": [(name, metric, "tokens") for name, metric in accuracy],
+def _corrected(analysis: Analysis) -> str:
+    """Say of each family of intervals how many leave out 0, and how many do after Holm's correction."""
+    losses = analysis.head_losses()
+    families: dict[str, list[tuple[str, Axis]]] = {
+        "next-token losses at equal tokens, FLOP and time": [(LOSS, axis) for axis in AXES],
+        "losses of all heads at equal tokens": [(loss, "tokens") for loss in losses],
+        "accuracy of all heads": [(accuracy_of(loss), "tokens") for loss in losses],
     }
-    sentences = []
+    parts = []
     for family, members in families.items():
-        differences = {
-            f"{arm} against {other}, {name}": interval
-            for name, metric, axis in members
-            for (arm, other), interval in analysis.differences(metric, axis).items()
-            if interval is not None
-        }
-        p_values = [p_value(interval) for interval in differences.values()]
-        corrected = dict(zip(differences, holm(p_values), strict=True))
-        different = [name for name, interval in differences.items() if verdict(interval) != "no difference seen"]
-        lost = [name for name in different if corrected[name] >= 1 - CONFIDENCE]
-        sentences.append(
-            f"{family}: {len(different)} of {len(differences)} intervals leave out 0; of these Holm's correction for "
-            f"all {len(differences)} takes back: {'; '.join(lost) or 'none'}."
-        )
-    return sentences
+        found = [found for member in members for found in analysis.differences(*member).values() if found is not None]
+        different = sum(verdict(difference) != "no difference seen" for difference in found)
+        parts.append(f"{family} {different} of {len(found)}, corrected {sum(stand(found))}")
+    return (
+        f"Intervals that leave out 0, and how many do after Holm's correction for all of a family: {'; '.join(parts)}."
+    )
 
 
 def _decoding(analysis: Analysis) -> list[str]:

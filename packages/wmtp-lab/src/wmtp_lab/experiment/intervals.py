@@ -78,6 +78,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def stand(differences: Sequence[Interval]) -> list[bool]:
+    """Return which differences leave out 0 also after Holm's correction for all of them; of one seed none does."""
+    bounded = [difference for difference in differences if difference.is_bounded]
+    corrected = iter(holm([p_value(difference) for difference in bounded]))
+    return [difference.is_bounded and next(corrected) < 1 - CONFIDENCE for difference in differences]
+
+
 def verdict(difference: Interval, smaller_is_better: bool = True) -> str:
     """Return what a paired difference shows: "better", "worse" or "no difference seen"."""
     if difference.low <= 0 <= difference.high:
