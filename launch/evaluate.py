@@ -1,7 +1,7 @@
 """Evaluate a trained run: `python launch/evaluate.py --config …` reads `output_dir/model`, without an optimizer.
 
 Losses, accuracy and acceptance on the held-out sets; HumanEval and tasks of lm-eval where `evaluation` asks for them.
-Prints a table and writes `output_dir/evaluation.json` and TensorBoard's HPARAMS.
+Prints a table and writes `output_dir/evaluation.json`, and the same beside the settings to what `monitor` names.
 """
 
 from wmtp_train.settings.help import answer_help
@@ -18,7 +18,7 @@ from wmtp_core import UserError
 from wmtp_train.algorithm import Algorithm
 from wmtp_train.algorithms import trainer_class
 from wmtp_train.atomic_io import write_json
-from wmtp_train.metrics.hparams import write_hparams
+from wmtp_train.metrics.monitors import open_monitors
 from wmtp_train.metrics.table import metrics_table
 from wmtp_train.ranks.collective import START_AGAIN, run_on_all_ranks, run_on_rank0
 from wmtp_train.ranks.lifecycle import run, start_processes
@@ -35,6 +35,7 @@ def main() -> None:
     wanted, folder = settings.evaluation, settings.output_dir
     opened = Run.open(with_final_model(settings), algorithm, mesh, torch.float32)
     receive_parameters(opened.policy, mesh)
+    settings = settings.model_copy(update={"steps": opened.settings.steps})  # what `epochs` come to
     metrics = opened.evaluate(settings.steps)  # past every warm-up
     run_on_rank0(mesh, lambda: folder.mkdir(parents=True, exist_ok=True), f"output_dir {folder} cannot be made")
     if wanted.humaneval or wanted.tasks:
@@ -45,7 +46,9 @@ def main() -> None:
         print(metrics_table(metrics))
     what = f"metrics in {folder} cannot be saved"
     run_on_rank0(mesh, lambda: write_json(folder / "evaluation.json", metrics), what)
-    run_on_rank0(mesh, lambda: write_hparams(folder / "tensorboard", settings, metrics), what)
+    monitors = open_monitors(settings, mesh, first_step=None)
+    run_on_rank0(mesh, lambda: monitors.write_final(metrics, settings.steps), what)
+    monitors.close(finished=True)
 
 
 def read_settings(world: int) -> tuple[Settings, Algorithm]:

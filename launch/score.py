@@ -64,7 +64,7 @@ def main() -> None:
 
     for name, data in load_sources(spec, mesh).items():
         length = data.sequence_length
-        with tqdm(desc=f"score {name}", unit="tok", unit_scale=True, disable=not mesh.is_first) as bar:
+        with tqdm(desc=f"scoring {name}", unit="tok", unit_scale=True, disable=not mesh.is_first) as bar:
 
             def show(done: int, total: int, bar: tqdm = bar, length: int = length) -> None:
                 bar.total = total * length

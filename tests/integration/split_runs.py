@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `ranks`
 from ranks import free_ports, rank_variables
 from wmtp_train.algorithms import trainer_class
 from wmtp_train.metrics.accumulator import MetricAccumulator
-from wmtp_train.metrics.tensorboard import Monitor
+from wmtp_train.metrics.monitors import Monitors
 from wmtp_train.ranks.lifecycle import start_processes
 from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.settings.schema import Settings
@@ -43,11 +43,11 @@ def train(settings: Settings, mesh: Mesh) -> dict[str, Any]:
         seen.append((loss.inputs.row_ids, loss.inputs.valid, loss.weights != 0))
         add(statistics, loss)
 
-    def read(monitor: Monitor, values: dict[str, float], step: int) -> None:
-        if "train/loss" in values:
+    def read(monitors: Monitors, values: dict[str, float], step: int) -> None:
+        if "train/weighted_loss" in values:
             metrics.append(values)
 
-    MetricAccumulator.add, Monitor.write = witness, read
+    MetricAccumulator.add, Monitors.write = witness, read
     trainer = trainer_class(settings.algo)(settings, mesh)
     trainer.train()
     MetricAccumulator.add = add

@@ -45,7 +45,8 @@ def test_a_tiny_run_leaves_its_figures_and_shows_them(tiny_run, algo):
 def test_a_tiny_run_learns_and_logs(tiny_run, algo):
     logged = scalars(tiny_run(algo)[0])
     expected = {
-        f"train/{name}" for name in ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_seconds")
+        f"train/{name}"
+        for name in ("weighted_loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_seconds")
     }
     expected |= {f"{name}/head_{h}" for name in ("ce", "selected_ratio", "selected_count") for h in HEADS}
     selection = {"noise/precision", "noise/recall", "noise/kept/clean"}
@@ -54,7 +55,7 @@ def test_a_tiny_run_learns_and_logs(tiny_run, algo):
     assert expected <= logged.keys()
     assert (selection <= logged.keys()) is (algo == "rho1-wmtp")
     assert (critic <= logged.keys()) is (algo == "critic-wmtp")
-    assert [step for step, _ in logged["train/loss"]] == [10, 20, 30, 40]
+    assert [step for step, _ in logged["train/weighted_loss"]] == [10, 20, 30, 40]
     for h in HEADS:
         points = [value for _, value in logged[f"ce/head_{h}"]]
         assert points[-1] < points[0]

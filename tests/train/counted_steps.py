@@ -20,7 +20,7 @@ from wmtp_train.algorithms import TRAINERS
 from wmtp_train.data.batch import Batch
 from wmtp_train.engines.optimizer import build_optimizer
 from wmtp_train.loop import Loop
-from wmtp_train.metrics.tensorboard import Monitor
+from wmtp_train.metrics.monitors import open_monitors
 from wmtp_train.ranks.preemption import raise_if_preempted
 from wmtp_train.run import Run
 
@@ -103,7 +103,7 @@ def count_waits(mesh, settings, plain=False, log=False):
                 loop.train_step()
             if log:
                 waits.found.clear()
-                loop.monitor = Monitor(settings.output_dir / "tensorboard", mesh.is_first, 1, [])
+                loop.monitors = open_monitors(settings, mesh, 0)
                 loop.log()
         counts = Counter(wait.place for wait in waits.found)
     assert loop.number == WARM_UP + STEPS

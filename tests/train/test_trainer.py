@@ -10,13 +10,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wmtp_models import MtpForCausalLM, ReferenceModel, weights_fingerprint
-from wmtp_train.algorithms import Rho1WmtpTrainer, trainer_class
+from wmtp_train.algorithms import MtpBaselineTrainer, Rho1WmtpTrainer, trainer_class
 from wmtp_train.build_models import build_policy_from_settings
 from wmtp_train.data.loading import TRAIN, data_spec, load_sources, tokenizer_from_settings
 from wmtp_train.data.packed.loader import TrainLoader
 from wmtp_train.data.scoring import ScoringJob
 from wmtp_train.engines.deepspeed.engine import ZeroEngine
 from wmtp_train.run import Run
+from wmtp_train.settings.schema import Settings
 
 K = 0.5
 
@@ -219,7 +220,7 @@ def test_a_run_leaves_what_the_docs_promise(make_trainer, tmp_path):
     events.Reload()
     heads = [f"{name}/head_{h}" for name in ("ce", "reference_ce", "excess_mean", "threshold") for h in range(3)]
     heads += [f"{name}/head_{h}" for name in ("selected_ratio", "selected_count") for h in range(3)]
-    names = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_seconds")
+    names = ("weighted_loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_seconds")
     expected = {*heads, *(f"train/{name}" for name in names), "noise/precision", "noise/recall", "noise/kept/hex"}
     assert expected <= set(events.Tags()["scalars"])
     for tag in expected:
@@ -270,3 +271,27 @@ def test_a_step_is_a_value_that_trains_without_a_loop(processes, make_trainer, m
     trainer.train()
     theirs = dict(trainer.run.policy.named_parameters())
     assert all(torch.equal(weight, theirs[name]) for name, weight in run.policy.named_parameters())
+
+
+def test_epochs_stand_for_the_steps_that_they_take(processes, make_settings, write_deepspeed, tmp_path):
+    """Loop, schedule, checkpoints and what a run leaves all take the derived number."""
+    alike = {"algo": "mtp-baseline", "deepspeed_config": write_deepspeed(train_batch_size=5), "data": {"evaluate": {}}}
+
+    def of(epochs, **changes):
+        settings = make_settings(**alike, **changes)
+        return Settings(**settings.model_dump(exclude={"steps", "epochs"}), epochs=epochs)
+
+    rows = Run.open(of(1.0), MtpBaselineTrainer.algorithm, processes).train.row_count
+    assert rows % 5
+    expected = {0.001: 1, 5 / rows: 1, 0.5: -(-rows // 10), 1.0: -(-rows // 5), 2.0: -(-2 * rows // 5)}
+    for epochs, steps in expected.items():
+        assert Run.open(of(epochs), MtpBaselineTrainer.algorithm, processes).settings.steps == steps
+    trainer = MtpBaselineTrainer(of(10 / rows, save_every=1), processes)
+    trainer.train()
+    assert trainer.loop.number == 2
+    assert json.loads((tmp_path / "run/settings.json").read_text())["steps"] == 2
+    MtpBaselineTrainer(of(10 / rows, resume=True), processes).train()  # which finds nothing left to do
+    MtpBaselineTrainer(make_settings("alike", steps=2, **alike), processes).train()
+    # The same weights: the schedule ended at the same step.
+    one, other = ((tmp_path / folder / "model/model.safetensors").read_bytes() for folder in ("run", "alike"))
+    assert one == other

@@ -77,18 +77,27 @@ def test_random_draws_of_the_model_go_on_too(make_trainer, tiny_llama, tmp_path)
 
 def test_a_resumed_run_has_one_point_a_step(make_trainer, tmp_path):
     changes = {"algo": "mtp-baseline", "steps": 4, "save_every": 2, "evaluate_every": 2}
+    changes["monitor"] = ["tensorboard", "jsonl"]
     make_trainer("whole", **changes).train()
     cut_off(tmp_path / "whole", tmp_path / "halves", step=2)
     make_trainer("halves", resume=True, **changes).train()
-    loss = {}
+    loss, lines = {}, {}
     for run in ("whole", "halves"):
+        text = (tmp_path / run / "metrics.jsonl").read_text()
+        lines[run] = [
+            {name: value for name, value in json.loads(line).items() if "second" not in name}
+            for line in text.splitlines()
+        ]
         events = EventAccumulator(str(tmp_path / run / "tensorboard"))
         events.Reload()
-        loss[run] = [(point.step, point.value) for point in events.Scalars("train/loss")]
+        loss[run] = [(point.step, point.value) for point in events.Scalars("train/weighted_loss")]
         held_out = events.Scalars("evaluation/held_out/ce/head_0")
         assert [point.step for point in held_out if point.step] == [2, 4]
     assert loss["halves"] == loss["whole"]
     assert [step for step, _ in loss["whole"]] == [1, 2, 3, 4]
+    trained = [line["step"] for line in lines["halves"] if "train/weighted_loss" in line]
+    assert trained == [1, 2, 3, 4]
+    assert lines["halves"] == lines["whole"]
 
 
 def test_resuming_without_a_checkpoint_starts_the_run(make_trainer):
@@ -339,10 +348,10 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before_with_the_same_end(ma
     metrics = make_trainer("whole", **changes).train()
     cut_off(tmp_path / "whole", tmp_path / "cut", step=6)
     damaged = tmp_path / "cut/checkpoints/step_00000006"
-    (damaged / "rng_00000.pt").unlink()
+    (damaged / "rng_00000.safetensors").unlink()
     capfd.readouterr()
     assert make_trainer("cut", resume=True, **changes).train() == metrics
-    assert f"warning: checkpoint {damaged} is damaged: rng_00000.pt is missing" in capfd.readouterr().err
+    assert f"warning: checkpoint {damaged} is damaged: rng_00000.safetensors is missing" in capfd.readouterr().err
     left = sorted(path.name for path in damaged.parent.iterdir())
     assert left == ["step_00000004", "step_00000006", "step_00000006.damaged"]
 

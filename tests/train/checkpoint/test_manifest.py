@@ -15,7 +15,7 @@ def flip(path, place=-1, mask=1):
     path.write_bytes(content)
 
 
-WEIGHTS, RNG = "mp_rank_00_model_states.pt", "rng_00000.pt"
+WEIGHTS, RNG = "mp_rank_00_model_states.pt", "rng_00000.safetensors"
 SHARD = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 DAMAGE = {
     "a truncated file": (lambda folder: os.truncate(folder / WEIGHTS, 100), f"{WEIGHTS} has 100 bytes, "),

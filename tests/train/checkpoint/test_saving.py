@@ -31,7 +31,7 @@ def test_it_holds_its_files_and_nothing_lies_beside_it(processes, make_engine, t
     assert names(tmp_path / "step_00000007") == [
         "manifest.json",
         "mp_rank_00_model_states.pt",
-        "rng_00000.pt",
+        "rng_00000.safetensors",
         "run.json",
         "zero_pp_rank_0_mp_rank_00_optim_states.pt",
     ]

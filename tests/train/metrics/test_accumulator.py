@@ -53,7 +53,7 @@ def brute_force(micro_batches, steps, newest):
                         kinds[signals.token_labels[b, p]][1] += h >= 1
                         if number in newest:
                             head["threshold"] = min(head["threshold"], ce - reference)
-    metrics = {"train/loss": float(loss / steps)}
+    metrics = {"train/weighted_loss": float(loss / steps)}
     for h, head in enumerate(heads):
         n = head["valid"]
         metrics |= {

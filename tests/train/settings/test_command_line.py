@@ -16,8 +16,8 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def yaml_file(folder: Path, content: str) -> str:
-    path = folder / "run.yaml"
+def yaml_file(folder: Path, content: str, name: str = "run.yaml") -> str:
+    path = folder / name
     path.write_text(content)
     return str(path)
 
@@ -117,6 +117,8 @@ BAD_VALUES = [
     (["--data.sequence_length", "1"], "data.sequence_length = '1'"),
     (["--steps", "0"], "steps = '0'"),
     (["--steps", "many"], "steps = 'many'"),
+    (["--epochs", "0"], "epochs = '0'"),
+    (["--epochs", "2", "--steps", "9"], "steps and epochs exclude each other"),
     (["--optimizer.learning_rate", "nan"], "optimizer.learning_rate = 'nan'"),
     (["--normalize_by", "tokens"], "normalize_by = 'tokens'"),
     (["--model.source", "m", "--model.config", '{"model_type": "llama"}'], "model.source and model.config exclude"),
@@ -129,6 +131,23 @@ def test_a_value_out_of_bounds_is_refused_by_name(arguments, what):
         load_settings(arguments)
     assert what in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_percentage_for_the_fraction_k_percent_is_told_what_was_meant(tmp_path):
+    for read in (["--selection.k_percent", "60"], ["--config", yaml_file(tmp_path, "selection: {k_percent: 60}")]):
+        with pytest.raises(
+            UserError, match=r"selection\.k_percent = '?60'?: .*; it is a fraction: did you mean 0\.6\?$"
+        ):
+            load_settings(read)
+
+
+def test_the_command_line_says_the_length_of_a_run_in_either_way(tmp_path):
+    in_steps, in_epochs = yaml_file(tmp_path, "steps: 7", "s.yaml"), yaml_file(tmp_path, "epochs: 2", "e.yaml")
+    assert load_settings(["--config", in_steps, "--epochs", "0.5"]).epochs == 0.5
+    settings = load_settings(["--config", in_epochs, "--steps=9"])
+    assert (settings.steps, settings.epochs) == (9, None)
+    with pytest.raises(UserError, match=r"^steps and epochs exclude each other: remove one$"):
+        load_settings(["--config", yaml_file(tmp_path, "{steps: 7, epochs: 2}")])
 
 
 @pytest.mark.parametrize("k_percent", ["0", "1.5", ".nan"])
@@ -183,3 +202,10 @@ def test_options_alone_are_refused_in_one_line_too() -> None:
     ) as caught:
         parser.parse_args(["--number", "x"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("0.6", 0.6), ("[1, 0.5]", [1, 0.5]), ("1,0.5", [1, 0.5]), ("[0.6]", 0.6)]
+)
+def test_head_coefficients_are_a_number_or_a_list(given, found):
+    assert load_settings(["--head_coefficients", given]).head_coefficients == found

@@ -35,6 +35,14 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=2))
 
 
+def write_bytes(content: bytes, path: Path) -> None:
+    """Write a file; on the disk on return."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_tensors(state: Any, path: Path) -> None:
     """Save with `torch.save`; on the disk on return.
 

@@ -17,7 +17,7 @@ from wmtp_train.checkpoint.run_checkpoints import RunCheckpoints
 from wmtp_train.engines.base import Engine
 from wmtp_train.metrics.accumulator import MetricAccumulator
 from wmtp_train.metrics.mfu import peak_flop_per_second
-from wmtp_train.metrics.tensorboard import Monitor
+from wmtp_train.metrics.monitors import open_monitors
 from wmtp_train.ranks.collective import run_on_rank0
 from wmtp_train.ranks.lifecycle import set_step_timeout
 from wmtp_train.ranks.preemption import Interrupted, raise_if_preempted
@@ -65,12 +65,16 @@ class Loop:
                 self.mesh, self.run.micro_batch, self.settings.seed, state, self.settings.data.workers
             )
             resumed_at = self.number
+            if resumed_at and self.mesh.is_first:
+                print(f"going on after step {resumed_at} of {self.settings.steps}", flush=True)
+            self.monitors = open_monitors(self.settings, self.mesh, resumed_at + 1 if resumed_at else 0)
             set_step_timeout(self.mesh, self.engine.group)
             try:
                 return self._run_steps()
             except Interrupted as stop:
                 if self.number > resumed_at:
                     self.save(metrics={})  # without an evaluation, for which there may be no time
+                self.monitors.close(finished=False)
                 raise Interrupted(
                     f"{stop} after {self.number} of {self.settings.steps} steps; {self.checkpoints.last_good()}; "
                     "the same command with --resume goes on"
@@ -81,24 +85,20 @@ class Loop:
         settings, mesh = self.settings, self.mesh
         write_settings = partial(write_json, settings.output_dir / "settings.json", settings.model_dump(mode="json"))
         run_on_rank0(mesh, write_settings, "the settings cannot be saved")
-        folder = settings.output_dir / "tensorboard"
-        self.monitor = Monitor(folder, mesh.is_first, self.number + 1, list(self.run.held_out))
         if settings.evaluate_every and self.number == 0:
             self.evaluate()
-        tokens = self.run.tokens_per_step
         with tqdm(
-            desc=settings.algo,
-            total=settings.steps * tokens,
-            initial=self.number * tokens,
-            unit="tok",
-            unit_scale=True,
+            desc=f"training {settings.algo}",
+            total=settings.steps,
+            initial=self.number,
+            unit="step",
             disable=not mesh.is_first,
         ) as progress:
             self._start_interval()
             while self.number < settings.steps:
                 raise_if_preempted(mesh)
                 self.train_step()
-                progress.update(tokens)
+                progress.update()
                 if self._is_due(settings.log_every):
                     progress.set_postfix(self.log())
                 stopped = time.perf_counter()
@@ -110,7 +110,7 @@ class Loop:
         metrics = self.evaluate()  # a resumed run may have had nothing left to do
         samples = self.run.annotated_samples(self.number)
         save_results(self.engine, mesh, self.run.tokenizer, settings.output_dir, metrics, samples)
-        self.monitor.close()
+        self.monitors.close(finished=True)
         return metrics
 
     def train_step(self) -> None:
@@ -139,7 +139,10 @@ class Loop:
             "train/step_seconds": seconds,
             "train/tokens_per_second": self.run.tokens_per_step / seconds,
         }
-        shown = {"loss": f"{metrics['train/loss']:.3f}"}
+        shown = {
+            "head 0 loss": f"{metrics['ce/head_0']:.3f}",  # the same quantity whatever the algorithm weighs
+            "tokens/s": f"{metrics['train/tokens_per_second']:,.0f}",
+        }
         if self.peak is not None and math.isfinite(self.flop_per_token):
             tokens = metrics["train/tokens_per_second"]
             metrics["train/mfu"] = tokens * self.flop_per_token / (self.peak * self.mesh.world)
@@ -150,7 +153,7 @@ class Loop:
         return shown
 
     def evaluate(self) -> dict[str, float]:
-        """Return held-out metrics, and write them to TensorBoard: computed once a step, whoever asks.
+        """Return held-out metrics, and write them to the monitors: computed once a step, whoever asks.
 
         Every rank must call it.
         """
@@ -169,8 +172,8 @@ class Loop:
         self.interval_start, self.interval_steps = time.perf_counter(), 0
 
     def _write(self, metrics: dict[str, float]) -> None:
-        what = f"{self.settings.output_dir}/tensorboard cannot be written"
-        run_on_rank0(self.mesh, lambda: self.monitor.write(metrics, self.number), what)
+        what = f"figures cannot be written to {self.settings.output_dir}"
+        run_on_rank0(self.mesh, lambda: self.monitors.write(metrics, self.number), what)
 
     def _is_due(self, every: int) -> bool:
         """Return whether something that happens every N steps (0: at the end alone) happens after this one."""

@@ -1,7 +1,8 @@
 """A run, opened once as a value: what trains, evaluates, scores and measures takes one of these."""
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from wmtp_train.engines.deepspeed.config import (
 from wmtp_train.engines.deepspeed.engine import shard_reference
 from wmtp_train.metrics.annotated_sample import annotate_sample, pick_sample
 from wmtp_train.metrics.held_out import evaluate
+from wmtp_train.metrics.monitors import require_libraries
 from wmtp_train.ranks.collective import START_AGAIN, run_on_all_ranks
 from wmtp_train.ranks.consistency import check_inputs_match
 from wmtp_train.ranks.lifecycle import seed_everything
@@ -40,7 +42,7 @@ class Run:
     """Everything that settings name, found, checked and alike on every rank; nothing is written yet.
 
     Attributes:
-        settings: of the run.
+        settings: of the run; `steps` is what `epochs` come to.
         mesh: the processes.
         engine_config: DeepSpeed's JSON, checked and completed.
         tokenizer: the policy's.
@@ -80,6 +82,8 @@ class Run:
                 print(line, flush=True)
 
         def open_config() -> tuple[dict[str, Any], PreTrainedTokenizerFast]:
+            if mesh.is_first:
+                require_libraries(settings.monitor)
             config = read_deepspeed_config(settings.deepspeed_config, mesh.world)
             if settings.model.compile and config.get("zero_optimization", {}).get("stage", 0) == 3:
                 raise UserError(
@@ -145,7 +149,11 @@ class Run:
         if settings.model.liger:
             apply_liger(policy)
         train = sources.pop(TRAIN)
-        return cls(settings, mesh, config, spec.tokenizer, train, sources, policy, step)
+        run = cls(settings, mesh, config, spec.tokenizer, train, sources, policy, step)
+        if settings.epochs is not None:
+            steps = math.ceil(settings.epochs * train.row_count / run.rows_per_step - 1e-9)  # 0.1 · 30 is above 3
+            run = replace(run, settings=settings.model_copy(update={"steps": max(steps, 1)}))
+        return run
 
     @property
     def micro_batch(self) -> int:
@@ -160,9 +168,14 @@ class Run:
         return count
 
     @property
+    def rows_per_step(self) -> int:
+        """Rows that one optimizer step sees over all ranks."""
+        return self.micro_batch * self.accumulation * self.mesh.data_world
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step sees over all ranks, padding included."""
-        return self.micro_batch * self.accumulation * self.mesh.data_world * self.train.sequence_length
+        return self.rows_per_step * self.train.sequence_length
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class BaseWmtpTrainer:
     def __init__(self, settings: Settings, mesh: Mesh) -> None:
         self.run = run = Run.open(settings, self.algorithm, mesh)
         with explain_out_of_memory(settings, run.engine_config, mesh.world):
-            engine = ZeroEngine(run.policy, run.engine_config, settings.optimizer, settings.steps, run.mesh)
+            engine = ZeroEngine(run.policy, run.engine_config, settings.optimizer, run.settings.steps, run.mesh)
             self.loop = Loop(run, engine)
 
     def train(self) -> dict[str, float]:

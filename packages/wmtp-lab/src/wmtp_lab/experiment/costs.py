@@ -75,7 +75,7 @@ def trained(config: Path, mesh: Mesh) -> tuple[Run, TakeStep]:
     model = settings.model.model_copy(update={"source": str(settings.output_dir / "model"), "config": None})
     settings = settings.model_copy(update={"model": model, "resume": False})
     run = Run.open(settings, trainer_class(settings.algo).algorithm, mesh)
-    engine = ZeroEngine(run.policy, run.engine_config, settings.optimizer, settings.steps, mesh)
+    engine = ZeroEngine(run.policy, run.engine_config, settings.optimizer, run.settings.steps, mesh)
     step = replace(run.step, policy=engine)
     loader = run.train.training_batches(mesh, run.micro_batch, settings.seed, {})
     batches = cycle([[next(loader).to(mesh.device) for _ in range(run.accumulation)] for _ in range(_PREFETCHED_STEPS)])

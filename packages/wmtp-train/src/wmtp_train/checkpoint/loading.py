@@ -40,7 +40,7 @@ def load_checkpoint(
     if about.get("format") != expected.get("format"):
         fail_on_all_ranks(
             mesh,
-            f"checkpoint {path}: an earlier version saved it, and named weights otherwise; finish the run with that "
+            f"checkpoint {path}: an earlier version saved it, and in another form; finish the run with that "
             "version, or start one from its model/ folder (model.source) in another output_dir",
         )
     if changed := differences({name: about[name] for name in expected}, expected):

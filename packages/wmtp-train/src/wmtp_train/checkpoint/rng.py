@@ -1,29 +1,52 @@
 """Random generators of a rank: Python's, numpy's and torch's. What a run draws after a resume is what it would have."""
 
+import json
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
-from wmtp_train.atomic_io import write_tensors
+from wmtp_core import UserError
+from wmtp_train.atomic_io import write_bytes
 from wmtp_train.ranks.mesh import Mesh
 
 
 def save_rng(folder: Path, mesh: Mesh) -> None:
-    """Save this rank's generators as a file of its own."""
-    write_tensors(_state(), _file(folder, mesh))
+    """Save this rank's generators as a file of its own: numbers, and no pickle."""
+    version, words, gauss = random.getstate()
+    kind, keys, *others = np.random.get_state()
+    tensors = {"torch": torch.get_rng_state(), "python": torch.tensor(words), "numpy": torch.from_numpy(keys)}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    rest = {"python": [version, gauss], "numpy": [kind, *others]}
+    metadata = {name: json.dumps(values) for name, values in rest.items()}
+    write_bytes(save(tensors, metadata), _file(folder, mesh))
 
 
 def restore_rng(folder: Path, mesh: Mesh) -> None:
-    """Restore this rank's generators as the rank of the same number saved them."""
-    state = torch.load(_file(folder, mesh), weights_only=False)
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    """Restore this rank's generators as the rank of the same number saved them.
+
+    Raises:
+        UserError: its file is something else.
+    """
+    path = _file(folder, mesh)
+    try:
+        with safe_open(path, "pt") as file:
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            rest = {name: json.loads(values) for name, values in file.metadata().items()}
+    except (SafetensorError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: no state of random generators ({error}): remove the checkpoint {folder}") from error
+    version, gauss = rest["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
+    kind, *others = rest["numpy"]
+    np.random.set_state((kind, tensors["numpy"].numpy(), *others))
+    torch.set_rng_state(tensors["torch"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])
 
 
 def reseed(seed: int, step: int, mesh: Mesh) -> None:
@@ -38,9 +61,4 @@ def reseed(seed: int, step: int, mesh: Mesh) -> None:
 
 
 def _file(folder: Path, mesh: Mesh) -> Path:
-    return folder / f"rng_{mesh.rank:05d}.pt"
-
-
-def _state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+    return folder / f"rng_{mesh.rank:05d}.safetensors"

@@ -15,7 +15,7 @@ from wmtp_train.ranks.collective import fail_on_all_ranks
 from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.settings.schema import Settings
 
-_FORMAT = 2  # 1 had the heads inside the trunk's last layer
+_FORMAT = 3  # 1 had the heads inside the trunk's last layer, 2 the random generators in a pickle
 
 
 def run_fingerprint(settings: Settings, policy: MtpForCausalLM, data: dict[str, str]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def tokenise(
         cache_file_name=str(cache_file),
         load_from_cache_file=False,
         new_fingerprint="documents",  # or `datasets` would pickle the tokenizer to make one up
-        desc="tokenise",
+        desc="tokenizing",
     )
     return documents.with_format(None)
 

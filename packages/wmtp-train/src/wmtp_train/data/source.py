@@ -44,6 +44,7 @@ class BatchSource(Protocol):
         fingerprint: what tells this set, and the scores beside it, from others.
         contents: what its rows carry.
         sequence_length: tokens in a row, S.
+        row_count: rows of one epoch.
     """
 
     @property
@@ -54,6 +55,9 @@ class BatchSource(Protocol):
 
     @property
     def sequence_length(self) -> int: ...
+
+    @property
+    def row_count(self) -> int: ...
 
     def training_batches(
         self, mesh: Mesh, micro_batch: int, seed: int, state: dict[str, Any], workers: int = 0

@@ -137,7 +137,7 @@ class MetricAccumulator:
                 "reference_ce": sums.reference_ce / valid,
                 "excess_mean": (sums.ce - sums.reference_ce) / valid,
             }
-        metrics = {"train/loss": sums.loss.item() / steps}
+        metrics = {"train/weighted_loss": sums.loss.item() / steps}
         if gradient_norm is not None:
             metrics["train/gradient_norm"] = norms[0].item()
         metrics |= {f"{name}/head_{h}": value for name, row in by_head.items() for h, value in enumerate(row.tolist())}

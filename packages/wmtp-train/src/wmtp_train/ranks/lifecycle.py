@@ -18,6 +18,7 @@ import transformers
 from wmtp_core import UserError
 from wmtp_train.engines.deepspeed.start import STEP_TIMEOUT, init_process_group
 from wmtp_train.out_of_memory import in_short, is_out_of_memory
+from wmtp_train.progress import print_lines_off_terminal
 from wmtp_train.ranks.mesh import Mesh
 from wmtp_train.ranks.preemption import REQUEUE, Interrupted
 from wmtp_train.ranks.slurm import srun_variables
@@ -38,6 +39,7 @@ def start_processes() -> Mesh:
         The mesh of this process.
     """
     transformers.utils.logging.disable_progress_bar()
+    print_lines_off_terminal()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     if not dist.is_initialized():
         if "RANK" not in os.environ:

@@ -40,10 +40,13 @@ def load_settings(argv: list[str] | None = None, tiny_config: Path | None = None
         if variable.startswith("WMTP_") and field not in Settings.model_fields:
             raise UserError(f"environment variable {variable}: there is no setting {field!r}; unset it or fix its name")
     from_file = _read_yaml(path)
+    given = {argument.split("=")[0] for argument in arguments}
     for section, key in (("model", "config"), ("data", "evaluate")):
-        given = any(argument.split("=")[0] == f"--{section}.{key}" for argument in arguments)
-        if given and isinstance(from_file.get(section), dict):
+        if f"--{section}.{key}" in given and isinstance(from_file.get(section), dict):
             from_file[section].pop(key, None)  # no mixture of two models, or of two lists of sets
+    for length, other in (("steps", "epochs"), ("epochs", "steps")):
+        if f"--{length}" in given:
+            from_file.pop(other, None)
     try:
         settings = Settings(_cli_parse_args=arguments, **from_file)
     except ValidationError as error:
@@ -89,4 +92,7 @@ def _describe(error: Any) -> str:
         return f"setting {name}: there is no such key" + (f"; did you mean {close[0]!r}?" if close else "; remove it")
     if not name:
         return str(error["msg"]).removeprefix("Value error, ")
-    return f"setting {name} = {error['input']!r}: {error['msg']}"
+    hint = ""
+    if name.endswith("k_percent") and error["type"] == "less_than_equal":
+        hint = f"; it is a fraction: did you mean {float(error['input']) / 100:g}?"
+    return f"setting {name} = {error['input']!r}: {error['msg']}{hint}"

@@ -4,9 +4,9 @@ What DeepSpeed owns (batch sizes, ZeRO, precision, clipping) stands in its own J
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from wmtp_train.settings.sections import (
@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     deepspeed_config: Path = Path("ds_configs/zero2.json")
     """DeepSpeed's JSON: batch sizes, ZeRO stage, precision, clipping."""
     output_dir: Path = Path("runs/default")
-    """Checkpoints, TensorBoard, the final model and its evaluation."""
+    """Checkpoints, figures, the final model and its evaluation."""
     tiny: bool = False
     """A complete small run that needs no data, model or earlier step."""
     resume: bool = False
@@ -50,8 +50,12 @@ class Settings(BaseSettings):
     """Fixes initial weights and data order."""
     steps: int = Field(1000, ge=1)
     """Optimizer steps."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training rows, in place of `steps`, which then follow from them, rounded up."""
     log_every: int = Field(10, ge=1)
-    """Steps between TensorBoard points; no metric is read from the device in between."""
+    """Steps between points of training figures; no metric is read from the device in between."""
+    monitor: list[Literal["tensorboard", "wandb", "mlflow", "jsonl"]] = ["tensorboard"]
+    """Where figures go: TensorBoard, Weights & Biases, MLflow, metrics.jsonl; docs/monitoring.md."""
     peak_tflops: float | None = Field(None, gt=0)
     """What a device can do at most, in TFLOP/s, for `train/mfu`; by default what the data sheet of a known one says."""
     evaluate_every: int = Field(0, ge=0)
@@ -79,10 +83,22 @@ class Settings(BaseSettings):
     critic: CriticSettings = CriticSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
+    @field_validator("head_coefficients", mode="before")
+    @classmethod
+    def _one_number(cls, given: Any) -> Any:
+        """Take a list of one number as that number: the command line makes a list of either."""
+        return given[0] if isinstance(given, list) and len(given) == 1 else given
+
     @model_validator(mode="after")
     def _one_model(self) -> "Settings":
         if self.model.source is not None and self.model.config is not None:
             raise ValueError("model.source and model.config exclude each other: continue from a model, or start one")
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Settings":
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("steps and epochs exclude each other: remove one")
         return self
 
     @classmethod

@@ -39,6 +39,11 @@ class PackedSource:
         """Tokens in a row, S."""
         return self.prepared.sequence_length
 
+    @property
+    def row_count(self) -> int:
+        """Rows of one epoch."""
+        return len(self.prepared.rows)
+
     def training_batches(
         self, mesh: Mesh, micro_batch: int, seed: int, state: dict[str, Any], workers: int = 0
     ) -> TrainLoader:

@@ -14,6 +14,7 @@ from wmtp_models import MtpForCausalLM, MtpOutput, ReferenceModel
 from wmtp_train.engines.deepspeed.gradient_norm import DeviceNorm, norm_stays_on_device, without_norm
 from wmtp_train.engines.deepspeed.placing import place_parameters
 from wmtp_train.engines.deepspeed.universal import load_resharded
+from wmtp_train.engines.deepspeed.unpickling import known_types_only
 from wmtp_train.engines.deepspeed.writer import save_deferring_errors
 from wmtp_train.engines.optimizer import apply_settings, build_optimizer
 from wmtp_train.ranks.mesh import Mesh
@@ -98,8 +99,12 @@ class ZeroEngine:
         return save_deferring_errors(self._engine, folder)
 
     def load(self, folder: Path, saved_world: int, optimizer: OptimizerSettings) -> None:
-        """Load what `saved_world` processes saved, and let the current optimizer settings count."""
-        with nullcontext() if self._norm is None else self._norm.loading():
+        """Load what `saved_world` processes saved, and let the current optimizer settings count.
+
+        Raises:
+            UserError: a file holds more than data.
+        """
+        with known_types_only(folder), nullcontext() if self._norm is None else self._norm.loading():
             if saved_world == self._mesh.world or self.stage == 0:  # at stage 0 every rank loads everything
                 loaded, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
                 assert loaded is not None, "DeepSpeed only warns of a checkpoint that it cannot load"

@@ -49,7 +49,7 @@ def _load_frozen(engine: DeepSpeedEngine, path: Path, saved_world: int, mesh: Me
     sharded = engine.zero_optimization_stage() == 3
     names = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(saved_world)]
     states = [
-        torch.load(path / name, map_location="cpu", weights_only=False, mmap=True)
+        torch.load(path / name, map_location="cpu", mmap=True)
         for name in (names if sharded else ["mp_rank_00_model_states.pt"])
     ]
     saved = states[0]["module"]
@@ -74,7 +74,7 @@ def _fix_optimizer_state(optimizer: torch.optim.Optimizer, universal: Path) -> N
     It gives all of them the first one's settings, so that vectors would decay; and all parameters one and the same
     counter of steps, which each of them would advance.
     """
-    saved = torch.load(universal / "zero" / "optimizer_state.pt", weights_only=False, mmap=True)["param_groups"]
+    saved = torch.load(universal / "zero" / "optimizer_state.pt", mmap=True)["param_groups"]
     for group, settings in zip(optimizer.param_groups, saved, strict=True):
         group.update({name: value for name, value in settings.items() if name != "params"})
     for state in optimizer.state.values():
