@@ -62,6 +62,7 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, "_start", start_forked)
+        patch.setattr(experiment, "describe_commit", lambda checkout: f"0123abc of {checkout.name}")
         experiment.main([str(folder / "plan.yaml"), "--output", str(folder / "out")])
     torch.set_num_threads(threads)
     return folder
@@ -120,7 +121,7 @@ def test_a_table_of_bigrams_was_counted_for_every_seed(results: Results) -> None
 def test_every_part_names_its_commit(results: Results) -> None:
     parts = results.facts["commits"]
     assert list(parts) == ["runs", "decoding", "count tables", "costs"]
-    assert all(commits == parts["runs"] for commits in parts.values())
+    assert all(commits == [f"0123abc of {processes.ROOT.name}"] for commits in parts.values())
 
 
 def test_checkpoints_go_when_their_rows_stand(home: Path, results: Results) -> None:
