@@ -149,3 +149,11 @@ def test_a_terminal_keeps_its_bar():
     termios.tcsetwinsize(writer, (24, 100))
     subprocess.run([sys.executable, "-c", code], stderr=writer, check=True)
     assert os.read(reader, 10**6).decode().count("\r") > 20
+
+
+def test_a_bar_that_waits_before_it_is_shown_can_end_before(clock, written):
+    def work():
+        with tqdm(total=2, delay=100) as bar:
+            bar.update(2)
+
+    assert written(work) == ""

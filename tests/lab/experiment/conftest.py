@@ -40,14 +40,28 @@ def rows(curves: Curves) -> list[Row]:
                 found.append(Row(arm, seed, "evaluation/clean/ce/head_0", step, loss))
                 for name in ("noisy/ce", "noisy/clean_ce", "generated/ce"):
                     found.append(Row(arm, seed, f"evaluation/{name}/head_0", step, loss + 0.5))
+                found.append(Row(arm, seed, "evaluation/clean/accuracy/head_0", step, 1 - loss / 10))
                 if arm != "next-token":
                     found.append(Row(arm, seed, "evaluation/clean/ce/head_1", step, loss + 1))
+                    found.append(Row(arm, seed, "evaluation/clean/accuracy/head_1", step, 0.25))
                 if arm.startswith("rho1"):
                     found += selection_rows(arm, seed, step)
             if arm != "next-token":
                 for name in ("greedy", "sampled", "text"):
                     accepted = 1.5 - 0.1 * place + 0.01 * (-1) ** (seed + place)
                     found.append(Row(arm, seed, f"decoding/{name}/accepted_per_forward", 0, accepted))
+    return found
+
+
+def count_rows(seeds: int) -> list[Row]:
+    """The table is worse than the second arm of `CURVES` with each seed, and worse at head 1 than every arm."""
+    found = []
+    for seed in range(seeds):
+        for head in range(2):
+            name = f"ce/head_{head}"
+            found.append(Row("bigram table", seed, f"evaluation/clean/{name}", 30, 4 + 2 * head + 0.1 * seed))
+            found.append(Row("bigram table", seed, f"evaluation/clean/accuracy/head_{head}", 30, 0.5))
+            found.append(Row("unigram entropy", seed, f"evaluation/clean/{name}", 30, 5.0))
     return found
 
 
@@ -93,10 +107,11 @@ def make_results(tmp_path: Path) -> MakeResults:
             "machine": {"processor": "abacus"},
             "versions": {"torch": "9"},
             "command": "python -m wmtp_lab.experiment plan.yaml --output here",
+            "commits": {"runs": ["0123abc", "4567def"], "costs": ["4567def"]},
             "passages": {arm: PASSAGE if arm.startswith("rho1") else PLAIN for arm in arms},
             **facts,
         }
-        results.add(rows(curves) + cost_rows(arms))
+        results.add(rows(curves) + count_rows(len(curves[arms[0]])) + cost_rows(arms))
         return results
 
     return make

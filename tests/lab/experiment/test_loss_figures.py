@@ -13,6 +13,8 @@ from wmtp_lab.experiment.loss_figures import (
 )
 from wmtp_lab.plots import arm_styles
 
+COUNTED = ["unigram entropy", "bigram table"]
+
 
 @pytest.fixture
 def analysis(make_results: Any) -> Analysis:
@@ -22,14 +24,17 @@ def analysis(make_results: Any) -> Analysis:
 def test_curves_over_tokens_flop_and_time(analysis: Analysis) -> None:
     tokens, flop, time, *head_1 = learning_curves(analysis).axes
     for axes in (tokens, flop, time):
-        assert [line.get_label() for line in axes.lines] == analysis.arms
+        assert [line.get_label() for line in axes.lines] == [*analysis.arms, *COUNTED]
         assert len(axes.collections) == 3  # bands
-        assert axes.lines[0].get_ydata() == pytest.approx([5.1, 4.6, 4.1])
-    assert tokens.lines[0].get_xdata() == pytest.approx([0.01, 0.02, 0.03])
-    assert flop.lines[1].get_xdata() == pytest.approx([800e-12, 1600e-12, 2400e-12])
-    assert time.lines[0].get_xdata() == pytest.approx([11 / 60, 22 / 60, 33 / 60])
-    assert [line.get_label() for line in head_1[0].lines] == ["mtp-baseline", "rho1-k0.6"]
-    assert head_1[1].lines[0].get_ydata() == pytest.approx([6.1, 5.6, 5.1])
+        assert axes.lines[0].get_ydata() == pytest.approx([7.1, 5.1, 4.6, 4.1])
+        assert [line.get_ydata()[0] for line in axes.lines[3:]] == pytest.approx([5.0, 4.1])
+    assert tokens.lines[0].get_xdata() == pytest.approx([0, 0.01, 0.02, 0.03])
+    assert flop.lines[1].get_xdata() == pytest.approx([0, 800e-12, 1600e-12, 2400e-12])
+    assert time.lines[0].get_xdata() == pytest.approx([0, 11 / 60, 22 / 60, 33 / 60])
+    assert [line.get_label() for line in head_1[0].lines] == ["mtp-baseline", "rho1-k0.6", *COUNTED]
+    assert head_1[1].lines[0].get_ydata() == pytest.approx([8.1, 6.1, 5.6, 5.1])
+    assert head_1[1].lines[-1].get_ydata()[0] == pytest.approx(6.1)
+    assert len({axes.get_ylim() for axes in (tokens, flop, time, *head_1)}) == 1
 
 
 def test_difference_curves_have_a_panel_for_each_other_arm(analysis: Analysis) -> None:
@@ -52,6 +57,7 @@ def test_a_missing_head_leaves_its_row_empty(analysis: Analysis) -> None:
     head_0, head_1 = head_differences(analysis).axes
     assert len(head_0.lines) == 1 + 2 * 3
     assert len(head_1.lines) == 1 + 2
+    assert head_0.get_xlim() == head_1.get_xlim()
     assert [label.get_text() for label in head_0.get_yticklabels()][2] == "rho1-k0.6\nagainst next-token"
 
 
@@ -68,9 +74,11 @@ def test_one_seed_is_drawn_without_bands(make_results: Any) -> None:
     assert len(final_differences(analysis).axes[0].lines) == 2  # zero and a dot
 
 
-def test_more_arms_than_colors_differ_in_their_lines() -> None:
-    arms = [f"arm {i}" for i in range(12)]
-    assert len(set(arm_styles(arms, "arm 0").values())) == 12
+def test_arms_have_colors_of_their_own_and_very_many_differ_in_their_lines() -> None:
+    arms = [f"arm {i}" for i in range(20)]
+    styles = arm_styles(arms, "arm 0")
+    assert len({styles[arm].color for arm in arms[:14]}) == 14
+    assert len(set(styles.values())) == 20
 
 
 def test_an_arm_has_one_color(analysis: Analysis) -> None:

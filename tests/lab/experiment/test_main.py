@@ -1,5 +1,6 @@
 """The whole experiment in miniature: two arms, two seeds, a model of a few thousand weights."""
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -61,6 +62,7 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, "_start", start_forked)
+        patch.setattr(experiment, "describe_commit", lambda checkout: f"0123abc of {checkout.name}")
         experiment.main([str(folder / "plan.yaml"), "--output", str(folder / "out")])
     torch.set_num_threads(threads)
     return folder
@@ -108,6 +110,20 @@ def test_costs_tell_four_heads_from_one(results: Results) -> None:
     assert flop["reference"] == flop["next-token"]  # but for the text, which these products do not depend on
 
 
+def test_a_table_of_bigrams_was_counted_for_every_seed(results: Results) -> None:
+    for seed in (1, 2):
+        losses = [results.final("bigram table", seed, f"evaluation/clean/ce/head_{head}") for head in range(4)]
+        assert losses[0] < min(losses[1:])  # tokens further apart tell less of each other
+        assert results.final("unigram entropy", seed, runs.LOSS) < math.log(512)
+    assert results.final("bigram table", 1, runs.LOSS) != results.final("bigram table", 2, runs.LOSS)
+
+
+def test_every_part_names_its_commit(results: Results) -> None:
+    parts = results.facts["commits"]
+    assert list(parts) == ["runs", "decoding", "count tables", "costs"]
+    assert all(commits == [f"0123abc of {processes.ROOT.name}"] for commits in parts.values())
+
+
 def test_checkpoints_go_when_their_rows_stand(home: Path, results: Results) -> None:
     assert results.file == home / "out/results.parquet"
     assert len(list((home / "out/runs").glob("*/*/model"))) == 4
@@ -136,6 +152,7 @@ def test_what_was_stopped_after_the_training_goes_on_there(
     before = {key: list(series.values) for key, series in results.series.items()}
     results.forget("cost/")
     results.forget("decoding/")
+    results.series = {k: s for k, s in results.series.items() if k[0] not in ("bigram table", "unigram entropy")}
     results.save()
     with pytest.raises(UserError, match="holds no complete results"):
         experiment.main(["--report-only", "--output", str(home / "out")])

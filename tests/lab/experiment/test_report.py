@@ -39,9 +39,12 @@ def test_limits_come_first_and_conclusions_are_those_of_the_intervals(make_resul
     analysis = Analysis(make_results())
     for text in (*limits(analysis), *conclusions(analysis)):
         assert f"* {text}\n" in summary
-    assert summary.index(limits(analysis)[0]) < summary.index("At equal tokens")
+    assert summary.index(limits(analysis)[0]) < summary.index("A table of bigrams")
     assert summary.startswith("## 3 arms, 3 seeds: 2.00 million parameters, 0.03 million tokens each\n")
-    assert "python -m wmtp_lab.experiment plan.yaml --output here; processor abacus, torch 9" in summary
+    assert (
+        "python -m wmtp_lab.experiment plan.yaml --output here; processor abacus, torch 9; runs: commit 0123abc, "
+        "4567def; costs: commit 4567def"
+    ) in summary
 
 
 def test_the_same_results_make_the_same_report(make_results: Any, folder: Path, tmp_path: Path) -> None:

@@ -31,6 +31,40 @@ def test_an_arm_without_a_head_has_a_dash_there(made: dict[str, Table]) -> None:
     assert made["Loss of each head on clean held-out text, at equal FLOP"].rows[1][2].startswith("−0.500 [")
 
 
+def test_count_models_stand_beside_the_arms(made: dict[str, Table]) -> None:
+    rows = made["What counting reaches"].rows
+    assert rows[:3] == [
+        ["unigram entropy", "5.000 ± 0.000", "5.000 ± 0.000"],
+        ["bigram table", "4.100 ± 0.248", "6.100 ± 0.248"],
+        ["mtp-baseline against it", "+0.000 [+0.000, +0.000] no difference seen", "−1.000 [−1.000, −1.000] better"],
+    ]
+    assert rows[3][:2] == ["rho1-k0.6 against it", "−0.200 [−0.225, −0.175] better"]
+    assert rows[4][2] == "–"
+
+
+def test_a_star_marks_what_the_correction_takes_back(make_results: Any) -> None:
+    """One difference is far from 0 beside its spread; two have p = 0.035, which twice is no longer below 0.05."""
+    ends = {"base": (3.0, 3.1, 3.2), "clear": (2.001, 2.1, 2.2), "a": (2.9, 2.95, 3.0), "b": (2.9, 2.95, 3.0)}
+    curves = {arm: [[7, 5, 4, loss] for loss in losses] for arm, losses in ends.items()}
+    rows = {table.title: table for table in tables(Analysis(make_results(curves)))}[
+        "Loss of each head on clean held-out text, at equal tokens"
+    ].rows
+    assert [row[1].rpartition(" ")[2] for row in rows[1:]] == ["better", "better*", "better*"]
+
+
+def test_accuracy_is_better_where_it_is_larger(made: dict[str, Table]) -> None:
+    rows = made["Accuracy of each head"].rows
+    assert rows[0] == ["mtp-baseline", "0.590 ± 0.025", "0.250 ± 0.000"]
+    assert rows[1] == ["bigram table", "0.500 ± 0.000", "0.500 ± 0.000"]
+    assert rows[2] == ["rho1-k0.6", "+0.020 [+0.018, +0.022] better", "+0.000 [+0.000, +0.000] no difference seen"]
+
+
+def test_accepted_drafts_are_not_judged(made: dict[str, Table]) -> None:
+    cell = made["Accepted drafts per forward"].rows[1][2]
+    assert cell.startswith("−0.107 [")
+    assert cell.endswith("]")
+
+
 def test_tokens_to_the_baseline(made: dict[str, Table]) -> None:
     rows = made["Tokens to the baseline's final loss"].rows
     assert rows[0] == ["mtp-baseline", "3 of 3", "1.000 ± 0.000"]

@@ -15,6 +15,7 @@ KEEP = "#2f7fd0"
 """What is kept."""
 _HEADS = LinearSegmentedColormap.from_list("heads", ["#1f83c4", "#009e73", "#e69f00", "#d55e00"])
 _ARMS = ["#56b4e9", "#2f7fd0", "#0b3d91", "#d55e00", "#8c8c8c", "#b8478a", "#009e73", "#c9a800"]
+_MORE_ARMS = ["#7a5cc0", "#ee6677", "#5d4037", "#8a8f2a", "#00b8b0"]
 # No blue, which shades what is kept; each color comes with a stroke of its own.
 _KINDS = ["#d55e00", "#b8478a", "#009e73", "#c9a800", "#ee6677", "#8a8f2a", "#7a5cc0", "#8c8c8c"]
 _STROKES = [("solid", "-"), ("dashed", "--"), ("dotted", ":"), ("double", "-.")]
@@ -43,9 +44,10 @@ def kind_styles(kinds: Iterable[str]) -> dict[str, KindStyle]:
 
 
 def arm_styles(arms: Sequence[str], baseline: str) -> dict[str, ArmStyle]:
-    """Return the same style for an arm in every plot; where there are more arms than colors, lines differ."""
+    """Return the same style for an arm in every plot: a color of its own for up to 13 arms beside the baseline."""
     others = [arm for arm in arms if arm != baseline]
-    looks = [ArmStyle(color, line) for line in ("-", "--", ":") for color in _ARMS]
+    solid = [ArmStyle(color, "-") for color in _ARMS] + [ArmStyle(color, "--") for color in _MORE_ARMS]
+    looks = solid + [ArmStyle(color, ":") for color in (*_ARMS, *_MORE_ARMS)]
     return {baseline: ArmStyle(INK, "-")} | {arm: looks[i % len(looks)] for i, arm in enumerate(others)}
 
 

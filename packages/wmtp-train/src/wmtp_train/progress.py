@@ -33,7 +33,7 @@ def _close(bar: tqdm) -> None:
         return
     bar.disable = True
     bar._decr_instances(bar)
-    if bar.has_lines and bar.n > bar.line_n:
+    if getattr(bar, "has_lines", False) and bar.n > bar.line_n:  # a bar with a delay may never have been shown
         _print(bar, bar._time())
 
 

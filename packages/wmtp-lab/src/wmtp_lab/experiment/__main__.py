@@ -22,14 +22,15 @@ from transformers.utils import logging
 
 from wmtp_core import UserError
 from wmtp_lab.experiment.costs import measure_costs
+from wmtp_lab.experiment.count_models import BIGRAM_TABLE, measure_counts
 from wmtp_lab.experiment.decoding import GREEDY, held_out_prompts
 from wmtp_lab.experiment.plan import REFERENCE, Plan, read_plan, require_same_plan
 from wmtp_lab.experiment.preparation import prepare_references, prepare_text, reference_config
-from wmtp_lab.experiment.processes import threads_of
+from wmtp_lab.experiment.processes import ROOT, threads_of
 from wmtp_lab.experiment.report import write_report
 from wmtp_lab.experiment.results import Results, open_results
 from wmtp_lab.experiment.runs import LOSS, PlannedRun, decode_missing, planned_runs, record_references, train_missing
-from wmtp_lab.measure.machine import describe_machine, describe_versions
+from wmtp_lab.measure.machine import describe_commit, describe_machine, describe_versions
 from wmtp_models.loading import load_wmtp
 from wmtp_train.atomic_io import write_json
 from wmtp_train.engines.deepspeed.config import read_deepspeed_config
@@ -62,9 +63,9 @@ def experiment(plan: Plan, home: Path, command: str) -> Results:
     reference = load_settings(["--config", str(reference_config(home, REFERENCE))])
     write_json(home / "plan.json", plan.model_dump(mode="json"))
     note_circumstances(results, plan)
+    results.facts.setdefault("command", command)
     results.facts |= {
         "plan": plan.model_dump(mode="json"),
-        "command": command,
         "steps": settings[0].steps,
         "reference_steps": reference.steps,
         "tokens_per_step": deepspeed["train_batch_size"] * settings[0].data.sequence_length,
@@ -111,12 +112,25 @@ def is_trained(results: Results, plan: Plan) -> bool:
     return all(results.has(arm, seed, LOSS) for arm in plan.arms for seed in plan.seeds)
 
 
+def is_decoded(results: Results, plan: Plan) -> bool:
+    """Return whether the drafts of every trained run of several heads were counted."""
+    runs = [(arm, seed) for arm in plan.arms for seed in plan.seeds]
+    return all(results.has(*run, GREEDY) for run in runs if results.has(*run, "evaluation/clean/ce/head_1"))
+
+
+def has_counts(results: Results, plan: Plan) -> bool:
+    """Return whether there is a table of bigrams for every seed."""
+    return all(results.has(BIGRAM_TABLE, seed, LOSS) for seed in plan.seeds)
+
+
+def has_costs(results: Results, plan: Plan) -> bool:
+    """Return whether the costs of every arm were measured, all in one process."""
+    return all(results.has(arm, None, "cost/seconds") for arm in (*plan.arms, REFERENCE))
+
+
 def is_complete(results: Results, plan: Plan) -> bool:
     """Return whether everything that the plan names has been measured."""
-    runs = [(arm, seed) for arm in plan.arms for seed in plan.seeds]
-    decoded = all(results.has(*run, GREEDY) for run in runs if results.has(*run, "evaluation/clean/ce/head_1"))
-    costs = all(results.has(arm, None, "cost/seconds") for arm in (*plan.arms, REFERENCE))
-    return is_trained(results, plan) and decoded and costs
+    return all(done(results, plan) for done in (is_trained, is_decoded, has_counts, has_costs))
 
 
 def is_reportable(results: Results) -> bool:
@@ -132,11 +146,41 @@ def complete(results: Results, plan: Plan, home: Path, runs: list[PlannedRun]) -
     prepare_text(plan, home)
     prompts = held_out_prompts(home / "corpus/validation.jsonl", home / "tokenizer", plan.decoding)
     if not is_trained(results, plan):
+        note_commit(results, "runs")
         prepare_references(plan, home)
     record_references(plan, results, home)
     train_missing(runs, results, plan.processes, home)
     torch.set_num_threads(threads_of(plan.processes))  # as the runs had
+    if not is_decoded(results, plan):
+        note_commit(results, "decoding")
     decode_missing(runs, results, prompts, plan.decoding.new_tokens)
+    if not has_counts(results, plan):
+        note_commit(results, "count tables")
+        add_counts(plan, results, runs)
+    if not has_costs(results, plan):
+        note_commit(results, "costs")
+        add_costs(plan, results, home, runs)
+
+
+def note_commit(results: Results, part: str) -> None:
+    """Add the checkout's commit to those that measured this part of the results."""
+    commits = results.facts.setdefault("commits", {}).setdefault(part, [])
+    commit = describe_commit(ROOT)
+    if commit is not None and commit not in commits:
+        commits.append(commit)
+
+
+def add_counts(plan: Plan, results: Results, runs: list[PlannedRun]) -> None:
+    """Count the training text of each seed that has no table yet."""
+    baseline = next(run for run in runs if run.arm == plan.baseline)
+    settings = load_settings(["--config", str(baseline.config)])
+    seeds = [seed for seed in plan.seeds if not results.has(BIGRAM_TABLE, seed, LOSS)]
+    rows_per_step = results.facts["tokens_per_step"] // settings.data.sequence_length
+    results.add(measure_counts(settings, seeds, rows_per_step))
+
+
+def add_costs(plan: Plan, results: Results, home: Path, runs: list[PlannedRun]) -> None:
+    """Measure what a step of each arm costs, all anew: times of two processes are not comparable."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     first = {run.arm: run for run in reversed(runs)}
     configs = {arm: first[arm].config for arm in plan.arms} | {REFERENCE: reference_config(home, REFERENCE)}

@@ -141,6 +141,11 @@ class Analysis:
         return max(max(values) - min(values) for values in starts)
 
 
+def accuracy_of(loss: str) -> str:
+    """Return the name of the accuracy that stands beside a loss."""
+    return loss.replace("/ce/", "/accuracy/")
+
+
 def first_step_at(series: Series, value: float) -> float | None:
     """Return the first step at which a series is down to `value`, straight between its points; None if it never is."""
     points = list(zip(*series, strict=True))

@@ -53,6 +53,38 @@ def t_quantile(degrees: int) -> float:
     return float(mpmath.findroot(excess, (1.9, 12.8), solver="anderson"))  # from endless degrees of freedom down to one
 
 
+def p_value(difference: Interval) -> float:
+    """Return how probable a difference is that lies as far from 0 or farther, if there is none (Student's t).
+
+    Args:
+        difference: of two seeds or more.
+    """
+    degrees = difference.n - 1
+    error = (difference.high - difference.mean) / t_quantile(degrees)  # s / √n
+    if error == 0:
+        return 0.0 if difference.mean else 1.0
+    x = degrees / (degrees + (difference.mean / error) ** 2)
+    return float(mpmath.betainc(degrees / 2, 0.5, 0, x, regularized=True))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, by Holm's method (1979): below 0.05, one of all is wrong at most so
+    often, however they depend on one another.
+    """
+    corrected, largest = [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def stand(differences: Sequence[Interval]) -> list[bool]:
+    """Return which differences leave out 0 also after Holm's correction for all of them; of one seed none does."""
+    bounded = [difference for difference in differences if difference.is_bounded]
+    corrected = iter(holm([p_value(difference) for difference in bounded]))
+    return [difference.is_bounded and next(corrected) < 1 - CONFIDENCE for difference in differences]
+
+
 def verdict(difference: Interval, smaller_is_better: bool = True) -> str:
     """Return what a paired difference shows: "better", "worse" or "no difference seen"."""
     if difference.low <= 0 <= difference.high:

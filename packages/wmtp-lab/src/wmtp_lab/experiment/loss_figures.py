@@ -6,6 +6,7 @@ from itertools import product
 from matplotlib.figure import Figure
 
 from wmtp_lab.experiment.analysis import AXES, Analysis, Axis, band
+from wmtp_lab.experiment.count_models import BIGRAM_TABLE, UNIGRAM_ENTROPY
 from wmtp_lab.experiment.interval_plots import draw_band, draw_intervals
 from wmtp_lab.experiment.intervals import t_interval
 from wmtp_lab.experiment.runs import LOSS
@@ -15,26 +16,28 @@ _UNITS = {"tokens": (1e6, "million tokens"), "FLOP": (1e12, "TFLOP"), "time": (6
 
 
 def learning_curves(analysis: Analysis) -> Figure:
-    """Draw each head's loss of every arm over tokens, FLOP and time, without the common start."""
+    """Draw each head's loss of every arm over tokens, FLOP and time, and what counting reaches."""
     losses = analysis.head_losses()
     figure = new_figure(13.5, 1 + 3.4 * len(losses))
-    grid = figure.subplots(len(losses), len(AXES), sharex="col", sharey="row", squeeze=False)
+    grid = figure.subplots(len(losses), len(AXES), sharex="col", sharey=True, squeeze=False)
     for axes, (loss, axis) in zip(grid.flat, product(losses, AXES), strict=True):
         divisor, unit = _UNITS[axis]
         for arm in analysis.arms_with(loss):
             curves, (color, line) = analysis.curves(arm, loss), analysis.styles[arm]
-            x = [analysis.spent(arm, axis, step) / divisor for step in curves[0].steps[1:]]
-            points = band(curves)[1:]
+            x = [analysis.spent(arm, axis, step) / divisor for step in curves[0].steps]
+            points = band(curves)
             width = 2.4 if arm == analysis.baseline else 1.4
             axes.plot(x, [point.mean for point in points], line, color=color, linewidth=width, label=arm)
             draw_band(axes, x, points, color, 0.12)
+        for name, line in ((UNIGRAM_ENTROPY, ":"), (BIGRAM_TABLE, "-.")):
+            axes.axhline(analysis.final(name, loss).mean, color=MUTED, linestyle=line, linewidth=1.6, label=name)
         if loss == losses[-1]:
             axes.set_xlabel(f"{analysis.results.facts['clock']} {unit}" if axis == "time" else unit)
         clean(axes, "y")
     for head, axes in enumerate(grid[:, 0]):
         axes.set_ylabel(f"head {head}, nats per token")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    headline(figure, "Loss of each head on clean held-out text")
+    headline(figure, "Loss of each head on clean held-out text; gray: what counting reaches, at the head's distance")
     return figure
 
 
@@ -65,7 +68,7 @@ def difference_curves(analysis: Analysis) -> Figure:
 def final_differences(analysis: Analysis) -> Figure:
     """Draw the differences of the next-token loss at equal tokens, FLOP and time."""
     panels: dict[str, tuple[str, Axis]] = {f"at equal {axis}": (LOSS, axis) for axis in AXES}
-    figure = _differences(analysis, panels, "nats; left of 0 is better", 12, one_scale=True)
+    figure = _differences(analysis, panels, "nats; left of 0 is better", 12)
     headline(figure, f"Next-token loss on clean held-out text minus {analysis.baseline}'s")
     return figure
 
@@ -78,14 +81,12 @@ def head_differences(analysis: Analysis) -> Figure:
     return figure
 
 
-def _differences(
-    analysis: Analysis, panels: Mapping[str, tuple[str, Axis]], unit: str, width: float, one_scale: bool = False
-) -> Figure:
-    """Draw a panel for each metric and axis, and in it a row for each pair of arms."""
+def _differences(analysis: Analysis, panels: Mapping[str, tuple[str, Axis]], unit: str, width: float) -> Figure:
+    """Draw a panel for each metric and axis, all at one scale, and in it a row for each pair of arms."""
     names = {(a, o): a if o == analysis.baseline else f"{a}\nagainst {o}" for a, o in analysis.pairs}
     colors = {name: analysis.styles[arm].color for (arm, _), name in names.items()}
     figure = new_figure(width, 1.6 + 0.42 * len(names))
-    grid = figure.subplots(1, len(panels), sharey=True, sharex=one_scale, squeeze=False)[0]
+    grid = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
     for axes, (title, (metric, axis)) in zip(grid, panels.items(), strict=True):
         axes.axvline(0, color=INK, linewidth=0.8)
         draw_intervals(axes, {names[pair]: d for pair, d in analysis.differences(metric, axis).items()}, colors)

@@ -65,7 +65,9 @@ def _title(analysis: Analysis) -> str:
 def _circumstances(analysis: Analysis) -> str:
     facts = analysis.results.facts
     described = {**facts["machine"], **facts["versions"]}
-    return f"{facts['command']}; {', '.join(f'{name} {value}' for name, value in described.items())}"
+    parts = [facts["command"], ", ".join(f"{name} {value}" for name, value in described.items())]
+    parts += [f"{part}: commit {', '.join(commits)}" for part, commits in facts["commits"].items() if commits]
+    return "; ".join(parts)
 
 
 def _markdown(analysis: Analysis, made: list[Table], figures: list[str]) -> str:

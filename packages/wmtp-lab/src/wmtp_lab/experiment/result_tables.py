@@ -3,20 +3,25 @@
 from itertools import chain
 from statistics import mean
 
-from wmtp_lab.experiment.analysis import AXES, KEPT, PHASES, Analysis, Axis
+from wmtp_lab.experiment.analysis import AXES, KEPT, PHASES, Analysis, Axis, accuracy_of
+from wmtp_lab.experiment.count_models import BIGRAM_TABLE, UNIGRAM_ENTROPY
 from wmtp_lab.experiment.decoding import ACCEPTED
-from wmtp_lab.experiment.intervals import Interval, judged, plus_minus, t_interval
+from wmtp_lab.experiment.intervals import Interval, change, judged, plus_minus, stand, t_interval, verdict
 from wmtp_lab.experiment.plan import REFERENCE
 from wmtp_lab.experiment.runs import LOSS
 from wmtp_lab.measure.stopwatch import spread
 from wmtp_lab.tables import DASH, Table
+
+_STAR = " *: leaves out 0 by itself, and not after Holm's correction for all differences of this table."
 
 
 def tables(analysis: Analysis) -> list[Table]:
     """Return all tables that the results have something for."""
     made = [
         _losses(analysis),
+        _count_models(analysis),
         *(_heads(analysis, axis) for axis in AXES),
+        _accuracy(analysis),
         _other_text(analysis),
         _steps_to_baseline(analysis),
         _selection(analysis),
@@ -30,26 +35,60 @@ def tables(analysis: Analysis) -> list[Table]:
 def _losses(analysis: Analysis) -> Table:
     by_axis = [analysis.differences(LOSS, axis) for axis in AXES]
     rows = [[analysis.baseline, plus_minus(analysis.final(analysis.baseline, LOSS)), *([DASH] * len(AXES))]]
-    for arm, other in analysis.pairs:
-        cells = [_judged(differences[arm, other]) for differences in by_axis]
+    judged_rows = _judged([[differences[pair] for differences in by_axis] for pair in analysis.pairs])
+    for (arm, other), cells in zip(analysis.pairs, judged_rows, strict=True):
         rows.append([_pair(arm, other, analysis), plus_minus(analysis.final(arm, LOSS)), *cells])
     note = (
         "Nats per token at the end of training; then the difference from the baseline (or the other arm named), paired "
-        "by seed, where the cheaper of the two has spent its tokens, FLOP or time."
+        "by seed, where the cheaper of the two has spent its tokens, FLOP or time." + _STAR
     )
     head = ["arm", "loss", *(f"difference at equal {axis}" for axis in AXES)]
     return Table("Next-token loss on clean held-out text (head 0)", note, head, rows)
+
+
+def _count_models(analysis: Analysis) -> Table:
+    losses = analysis.head_losses()
+    names = (UNIGRAM_ENTROPY, BIGRAM_TABLE)
+    rows = [[name, *(plus_minus(analysis.final(name, loss)) for loss in losses)] for name in names]
+    against = [
+        [analysis.difference(arm, BIGRAM_TABLE, loss) if arm in analysis.arms_with(loss) else None for loss in losses]
+        for arm in analysis.arms
+    ]
+    rows += [[f"{arm} against it", *cells] for arm, cells in zip(analysis.arms, _judged(against), strict=True)]
+    note = (
+        "Nats per token on clean held-out text. The table of bigrams with back-off is counted on the tokens that a run "
+        "of the same seed is trained on, for head h on pairs of tokens h + 1 apart. The entropy is that of the "
+        "held-out targets by themselves: what ignores its context cannot come below it." + _STAR
+    )
+    head = ["arm", *(f"head {h}" for h in range(len(losses)))]
+    return Table("What counting reaches", note, head, rows)
+
+
+def _accuracy(analysis: Analysis) -> Table:
+    metrics = [accuracy_of(loss) for loss in analysis.head_losses()]
+    own = (analysis.baseline, BIGRAM_TABLE)
+    rows = [[name, *(plus_minus(analysis.final(name, metric)) for metric in metrics)] for name in own]
+    by_head = [analysis.differences(metric) for metric in metrics]
+    found = [[differences[pair] for differences in by_head] for pair in analysis.pairs]
+    judged_rows = _judged(found, smaller_is_better=False)
+    rows += [[_pair(*pair, analysis), *cells] for pair, cells in zip(analysis.pairs, judged_rows, strict=True)]
+    note = (
+        "How often the most probable token is the text's, a share, on clean held-out text at the end of training; of "
+        "the other arms the difference, paired by seed." + _STAR
+    )
+    head = ["arm", *(f"head {h}" for h in range(len(metrics)))]
+    return Table("Accuracy of each head", note, head, rows)
 
 
 def _heads(analysis: Analysis, axis: Axis) -> Table:
     losses = analysis.head_losses()
     by_head = [analysis.differences(loss, axis) for loss in losses]
     rows = [[analysis.baseline, *(plus_minus(analysis.final(analysis.baseline, loss)) for loss in losses)]]
-    for pair in analysis.pairs:
-        rows.append([_pair(*pair, analysis), *(_judged(differences[pair]) for differences in by_head)])
+    judged_rows = _judged([[differences[pair] for differences in by_head] for pair in analysis.pairs])
+    rows += [[_pair(*pair, analysis), *cells] for pair, cells in zip(analysis.pairs, judged_rows, strict=True)]
     note = (
         "Of the baseline the loss at its end, of the other arms the difference from it (or from the other arm named) "
-        f"at equal {axis}, paired by seed."
+        f"at equal {axis}, paired by seed." + _STAR
     )
     head = ["arm", *(f"head {h}" for h in range(len(losses)))]
     return Table(f"Loss of each head on clean held-out text, at equal {axis}", note, head, rows)
@@ -116,7 +155,7 @@ def _decoding(analysis: Analysis) -> Table:
         cells = []
         for metric in ACCEPTED.values():
             versus = None if arm == analysis.baseline else analysis.difference(arm, analysis.baseline, metric)
-            cells += [plus_minus(analysis.final(arm, metric)), _judged(versus, smaller_is_better=False)]
+            cells += [plus_minus(analysis.final(arm, metric)), DASH if versus is None else change(versus)]
         rows.append([arm, *cells])
     head = ["arm", *(title for name in ACCEPTED for title in (name, f"{name}: difference"))]
     note = (
@@ -165,8 +204,17 @@ def _or_dash(interval: Interval | None) -> str:
     return DASH if interval is None else plus_minus(interval, 2)
 
 
-def _judged(difference: Interval | None, smaller_is_better: bool = True) -> str:
-    return DASH if difference is None else judged(difference, smaller_is_better)
+def _judged(differences: list[list[Interval | None]], smaller_is_better: bool = True) -> list[list[str]]:
+    """Return a table's differences with what they show, and a star at what its own number takes back."""
+    standing = iter(stand([difference for row in differences for difference in row if difference is not None]))
+
+    def cell(difference: Interval | None) -> str:
+        if difference is None:
+            return DASH
+        taken_back = not next(standing) and difference.is_bounded and verdict(difference) != "no difference seen"
+        return judged(difference, smaller_is_better) + "*" * taken_back
+
+    return [[cell(difference) for difference in row] for row in differences]
 
 
 def _pair(arm: str, other: str, analysis: Analysis) -> str:

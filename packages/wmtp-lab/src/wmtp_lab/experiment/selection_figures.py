@@ -53,7 +53,9 @@ def accepted_drafts(analysis: Analysis) -> Figure | None:
         draw_intervals(axes, {arm: analysis.final(arm, key) for arm in arms}, colors)
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_xlabel("accepted drafts per forward")
-    title = "Accepted drafts after training (dotted: the baseline's mean; the table has the paired differences)"
+    title = (
+        "Accepted drafts after training, each arm's by itself: no measure of which arm is better (dotted: the baseline)"
+    )
     headline(figure, title)
     return figure
 

@@ -1,8 +1,9 @@
-"""Machine and versions that metrics were measured with."""
+"""Machine, versions and commit that metrics were measured with."""
 
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
@@ -40,6 +41,21 @@ def describe_versions() -> dict[str, str]:
     """Return versions of Python and of the packages that matter, as far as they are installed."""
     installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     return {"python": platform.python_version()} | {name: installed[name] for name in _PACKAGES if name in installed}
+
+
+def describe_commit(checkout: Path) -> str | None:
+    """Return the git commit of a checkout, with "-dirty" where files differ from it; None without git or commits."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:  # there is no git
+        return None
+    return described.stdout.strip() or None
 
 
 def _processor() -> str:
