@@ -68,15 +68,19 @@ def test_sums_over_rows_are_added(order, count, last, dtype):
 
 
 @pytest.mark.slow
-def test_compiled_for_an_h100_they_use_its_tensor_cores_and_spill_nothing(tmp_path):
+def test_compiled_for_an_h100_they_use_its_tensor_cores_load_widely_and_spill_nothing(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     script = Path(__file__).parent / "kernels_for_a_gpu.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=environment)
     kernels = json.loads(done.stdout)
-    assert len(kernels) == 3
+    assert {name for name, takes in kernels.items() if takes["tensor_cores"]} == {
+        "rows to rows",
+        "rows to a chunk",
+        "sums",
+    }
+    assert {name for name, takes in kernels.items() if takes["wide"]} >= {"losses", "gradients"}
     for name, takes in kernels.items():
-        assert takes["tensor_cores"], name
         assert takes["spilled"] == 0, name
         assert takes["shared"] <= 99 * 1024, name  # the least that a GPU of compute capability 8 has
-        assert takes["registers"] * 128 * 2 <= 65536, name  # two programs at least on each multiprocessor
+        assert takes["registers"] * takes["threads"] * 2 <= 65536, name  # two programs at least on each multiprocessor

@@ -6,7 +6,7 @@ import torch
 from wmtp_core import UserError
 from wmtp_train import trainer as trainer_module
 from wmtp_train.engines.deepspeed.engine import ZeroEngine
-from wmtp_train.out_of_memory import is_out_of_memory, ways_out
+from wmtp_train.out_of_memory import explain_out_of_memory_without_training, is_out_of_memory, ways_out
 from wmtp_train.run import Run
 from wmtp_train.step import Step
 
@@ -77,3 +77,17 @@ def test_only_what_is_not_in_use_is_advised(make_settings):
     assert ways_out(checkpointed, smallest, world=2) == [last]
     alone = config | {"zero_optimization": {"stage": 0}}
     assert ways_out(checkpointed, alone, world=1) == [first, last]
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_without_training_fewer_or_shorter_rows_are_advised(make_settings, rows):
+    settings = make_settings()
+    with pytest.raises(UserError) as found, explain_out_of_memory_without_training(settings, rows, "the reference"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    line = str(found.value)
+    assert line.startswith("out of memory (CUDA out of memory. Tried to allocate 2.00 GiB)")
+    assert f"the reference and {rows} rows do not fit" in line
+    assert ("train_micro_batch_size_per_gpu (4)" in line) == (rows > 1)
+    assert f"shorten data.sequence_length ({settings.data.sequence_length})" in line
+    with pytest.raises(RuntimeError, match="a bug"), explain_out_of_memory_without_training(settings, rows, "x"):
+        raise RuntimeError("a bug")

@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="Triton is for Linux")  # before what impor
 from wmtp_core.losses.compiled_chunk import CompiledChunkedLogits
 from wmtp_core.losses.remaining_rows import add_remaining
 from wmtp_core.losses.triton_chunk import TritonChunkedLogits
-from wmtp_core.losses.triton_kernels import losses_of_logits
+from wmtp_core.losses.triton_kernels import losses_of_logits, write_gradients
 
 TRANSFORMS = [LogitTransform(), LogitTransform(2.0), LogitTransform(0.5, 3.0)]
 # Of a norm: what rounding to the dtype allows.
@@ -39,6 +39,23 @@ def test_a_chunk_equals_float64(vocabulary, dtype, transform):
         found = chunk.gradients(kept, grad)
         assert found.dtype == dtype
         assert relative(found, logits.grad[rows]) < PRECISION[dtype]
+
+
+@pytest.mark.parametrize("dtype", PRECISION)
+def test_rows_with_room_behind_them_give_the_same_bits(dtype):
+    """What lies there is read and written with the rest, and counts for nothing."""
+    draw = torch.Generator().manual_seed(0)
+    room = torch.full((6, 9024), torch.nan, dtype=dtype)
+    room[:, :9001] = plain = torch.randn(6, 9001, generator=draw).to(dtype)
+    padded, targets, kept = room[:, :9001], torch.randint(9001, (6,), generator=draw), torch.arange(6)
+    found, expected = (losses_of_logits(logits, targets, TRANSFORMS[2]) for logits in (padded, plain))
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine, other)
+    grads = torch.randn(6, generator=draw)
+    for logits in (padded, plain):
+        write_gradients(logits, logits, kept, targets, *expected[1:], grads, TRANSFORMS[2])
+    assert torch.equal(padded, plain)
+    assert (room[:, 9001:9008] == 0).all()
 
 
 def test_losses_of_logits_far_apart():
@@ -104,6 +121,7 @@ def test_remaining_rows_equal_float64(count, dtype, transform):
             hinted,
             done,
             transform,
+            torch.empty(30, vocabulary, dtype=dtype),
         )
     chosen = order[done : max(done, count)]
     exact = [tensor.double().requires_grad_() for tensor in (hidden, weight)]

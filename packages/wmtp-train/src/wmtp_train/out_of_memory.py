@@ -41,6 +41,30 @@ def explain_out_of_memory(settings: Settings, config: dict[str, Any], world: int
         raise UserError(f"{in_short(error)}: {ways}") from error
 
 
+@contextmanager
+def explain_out_of_memory_without_training(settings: Settings, micro_batch: int, what: str) -> Iterator[None]:
+    """Turn the end of memory in here, where nothing is trained, into a line of what takes less.
+
+    Args:
+        settings: of the run.
+        micro_batch: rows of a forward.
+        what: the model, such as "the reference".
+
+    Raises:
+        UserError: memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fewer = f"lower train_micro_batch_size_per_gpu ({micro_batch}) in {settings.deepspeed_config}; or "
+        raise UserError(
+            f"{in_short(error)}: {what} and {micro_batch} rows do not fit: {fewer if micro_batch > 1 else ''}"
+            f"shorten data.sequence_length ({settings.data.sequence_length})"
+        ) from error
+
+
 def in_short(error: BaseException) -> str:
     """Return the first sentences of an error, which say how much was asked for and how much there is."""
     words = " ".join(str(error).split()).split(" If reserved but unallocated")[0]

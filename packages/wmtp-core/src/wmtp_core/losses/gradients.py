@@ -71,7 +71,9 @@ class Gradients:
             inputs = self.inputs[chosen].where(incoming[:, None] != 0, 0)  # [k, D]: 0 · NaN would be NaN
             if inputs.dtype == torch.float32:
                 self.grad_weight.addmm_(grad_logits.T, inputs)
-            else:
+            elif multiplies_into_float32(inputs):
+                torch.addmm(self.grad_weight, grad_logits.T, inputs, out_dtype=torch.float32, out=self.grad_weight)
+            else:  # rounded before it is added
                 self.grad_weight += grad_logits.T @ inputs
 
     def reconcile(self, grad: Tensor) -> Tensor:
@@ -96,3 +98,8 @@ class Gradients:
     def grad_weight_as(self, dtype: torch.dtype) -> Tensor | None:
         """Return the weight's gradient in the weight's dtype; it was summed in float32."""
         return None if self.grad_weight is None else self.grad_weight.to(dtype)
+
+
+def multiplies_into_float32(factor: Tensor) -> bool:
+    """Return whether torch adds products of half precision to float32 unrounded: on CUDA, from torch 2.10 on."""
+    return factor.is_cuda and torch.__version__ >= "2.10"  # a version, which compares as one

@@ -93,8 +93,15 @@ class ChunkedLogits:
         if name not in self._buffers or len(self._buffers[name]) < rows:
             # Kept rows, and a teacher's, are about as many in all chunks: not worth a whole chunk's memory.
             most = min(self.rows, rows + rows // 16) if name in ("kept", "teacher") else self.rows
-            self._buffers[name] = torch.empty(most, len(self.weight), dtype=dtype, device=self.weight.device)
-        return self._buffers[name][:rows]
+            buffer = torch.empty(most, self._stride(), dtype=dtype, device=self.weight.device)
+            buffer[:, len(self.weight) :] = 0  # products may read it, times 0
+            self._buffers[name] = buffer
+        return self._buffers[name][:rows, : len(self.weight)]
+
+    def _stride(self) -> int:
+        """Return the elements of a buffer's row: on an accelerator rows begin where 128 bytes do, for wide loads."""
+        vocabulary = len(self.weight)
+        return -(-vocabulary // 64) * 64 if on_accelerator(self.weight) else vocabulary
 
 
 class SoftmaxInPlace:

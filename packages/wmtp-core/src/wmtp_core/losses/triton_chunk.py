@@ -32,6 +32,7 @@ class TritonChunkedLogits(ChunkedLogits):
             gradients.hinted != 0,
             done,
             self.transform,
+            self.buffer("logits", self.rows, self.weight.dtype),
         )
 
 

@@ -3,6 +3,9 @@
 `losses_of_logits` reads a chunk of logits once, and `write_gradients` reads what is kept of it once more and writes its
 gradients. Both are bound by memory, so a program has one row or a piece of one, and nothing but its sums in registers.
 
+Rows may have room behind the vocabulary, and buffers for a vocabulary such as 50257 do: read and written are then
+multiples of 16, which is what makes loads wide.
+
 Every output element has one program that writes it, and sums are in a fixed order: the same inputs give the same bits.
 `TRITON_INTERPRET=1` runs all of this on tensors of a CPU.
 """
@@ -18,7 +21,7 @@ from torch import Tensor
 from wmtp_core.losses.logit_transform import LogitTransform
 
 # Of bf16, 16 bytes a thread and load, which is the widest there is: two loads of 256 threads, and two of 128.
-_LOSS_BLOCK, _LOSS_WARPS = 4096, 8
+LOSS_BLOCK, LOSS_WARPS = 4096, 8
 _GRADIENT_BLOCK, _GRADIENT_WARPS = 2048, 4
 
 
@@ -51,22 +54,28 @@ def gradients(z, is_target, peak, total, grad_loss, scale: tl.constexpr, softcap
 
 
 @triton.jit
-def _losses_kernel(
-    logits, targets, losses, peaks, sums, stride, vocabulary,
-    scale: tl.constexpr, softcap: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    first = logits + row * stride
+def peak_and_sum(first, vocabulary, padded, scale: tl.constexpr, softcap: tl.constexpr, block: tl.constexpr):
+    """Return the largest transformed logit z of a row, and the sum of exp(z − largest)."""
     columns = tl.arange(0, block)
     peak = tl.full((), -float("inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
     for start in range(0, vocabulary, block):
-        inside = start + columns < vocabulary
-        z = transformed(tl.load(first + start + columns, mask=inside, other=0.0), scale, softcap)
-        z = tl.where(inside, z, -float("inf"))
+        z = transformed(tl.load(first + start + columns, mask=start + columns < padded, other=0.0), scale, softcap)
+        z = tl.where(start + columns < vocabulary, z, -float("inf"))
         higher = tl.maximum(peak, tl.max(z, axis=0))
         total = total * tl.exp(peak - higher) + tl.sum(tl.exp(z - higher), axis=0)
         peak = higher
+    return peak, total
+
+
+@triton.jit
+def _losses_kernel(
+    logits, targets, losses, peaks, sums, stride, vocabulary, padded,
+    scale: tl.constexpr, softcap: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    first = logits + row * stride
+    peak, total = peak_and_sum(first, vocabulary, padded, scale, softcap, block)
     target = tl.load(targets + row)
     is_token = (target >= 0) & (target < vocabulary)  # another is no token, and its loss no number
     at_target = transformed(tl.load(first + target, mask=is_token, other=0.0), scale, softcap)
@@ -78,17 +87,18 @@ def _losses_kernel(
 
 @triton.jit
 def _gradients_kernel(
-    out, logits, kept, targets, peaks, sums, grad_losses, out_stride, stride, vocabulary,
+    out, logits, kept, targets, peaks, sums, grad_losses, out_stride, stride, vocabulary, padded,
     scale: tl.constexpr, softcap: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(0).to(tl.int64)
     row = tl.load(kept + place)
     columns = tl.program_id(1) * block + tl.arange(0, block)
-    inside = columns < vocabulary
+    inside = columns < padded
     grad_loss = tl.load(grad_losses + place)
     z = transformed(tl.load(logits + row * stride + columns, mask=inside, other=0.0), scale, softcap)
     target, peak, total = tl.load(targets + row), tl.load(peaks + row), tl.load(sums + row)
     gradient = gradients(z, columns == target, peak, total, grad_loss, scale, softcap)
+    gradient = tl.where(columns < vocabulary, gradient, 0.0)
     gradient = tl.where(grad_loss == 0, 0.0, gradient)  # whatever the logits, so that a bad row spoils no sum
     tl.store(out + place * out_stride + columns, gradient.to(out.dtype.element_ty), mask=inside)
 
@@ -107,8 +117,8 @@ def losses_of_logits(logits: Tensor, targets: Tensor, transform: LogitTransform)
     losses, peaks, sums = (torch.empty(len(logits), device=logits.device) for _ in range(3))
     with on_device_of(logits):
         _losses_kernel[(len(logits),)](
-            logits, targets, losses, peaks, sums, logits.stride(0), logits.shape[1],
-            *scale_and_softcap(transform), block=_LOSS_BLOCK, num_warps=_LOSS_WARPS,
+            logits, targets, losses, peaks, sums, logits.stride(0), logits.shape[1], _padded(logits),
+            *scale_and_softcap(transform), block=LOSS_BLOCK, num_warps=LOSS_WARPS,
         )  # fmt: skip
     return losses, peaks, sums
 
@@ -126,7 +136,8 @@ def write_gradients(
     """Write the gradients of some rows of logits; rows of gradient 0 give 0 whatever their logits.
 
     Args:
-        out: `[k, V]`; the logits themselves where all rows are kept, in order.
+        out: `[k, V]`; the logits themselves where all rows are kept, in order. Where rows have room for it, up to 15
+            elements behind V become 0.
         logits: `[r, V]`.
         kept: int64 `[k]`, rows.
         targets: int64 `[r]`.
@@ -137,13 +148,20 @@ def write_gradients(
     Returns:
         `out`.
     """
-    vocabulary = logits.shape[1]
+    padded = min(_padded(logits), _padded(out))
     with on_device_of(logits):
-        _gradients_kernel[(len(kept), triton.cdiv(vocabulary, _GRADIENT_BLOCK))](
-            out, logits, kept, targets, peaks, sums, grad_losses, out.stride(0), logits.stride(0), vocabulary,
+        _gradients_kernel[(len(kept), triton.cdiv(padded, _GRADIENT_BLOCK))](
+            out, logits, kept, targets, peaks, sums, grad_losses,
+            out.stride(0), logits.stride(0), logits.shape[1], padded,
             *scale_and_softcap(transform), block=_GRADIENT_BLOCK, num_warps=_GRADIENT_WARPS,
         )  # fmt: skip
     return out
+
+
+def _padded(logits: Tensor) -> int:
+    """Return V up to a multiple of 16, if rows have room for it: only under such a mask are loads 16 bytes wide."""
+    padded = -(-logits.shape[1] // 16) * 16
+    return padded if padded <= logits.stride(0) else logits.shape[1]
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:

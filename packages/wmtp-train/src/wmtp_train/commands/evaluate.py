@@ -17,6 +17,7 @@ from wmtp_train.atomic_io import write_json
 from wmtp_train.commands.tiny import TINY_CONFIG
 from wmtp_train.metrics.monitors import open_monitors
 from wmtp_train.metrics.table import metrics_table
+from wmtp_train.out_of_memory import explain_out_of_memory_without_training
 from wmtp_train.ranks.collective import START_AGAIN, run_on_all_ranks, run_on_rank0
 from wmtp_train.ranks.lifecycle import run, start_processes
 from wmtp_train.run import Run
@@ -38,7 +39,8 @@ def main() -> None:
     opened = Run.open(with_final_model(settings), algorithm, mesh, torch.float32)
     receive_parameters(opened.policy, mesh)
     settings = settings.model_copy(update={"steps": opened.settings.steps})  # what `epochs` come to
-    metrics = opened.evaluate(settings.steps)  # past every warm-up
+    with explain_out_of_memory_without_training(settings, opened.micro_batch, "the model"):
+        metrics = opened.evaluate(settings.steps)  # past every warm-up
     run_on_rank0(mesh, lambda: folder.mkdir(parents=True, exist_ok=True), f"output_dir {folder} cannot be made")
     if wanted.humaneval or wanted.tasks:
         metrics |= benchmarks().run_benchmarks(opened.policy, opened.tokenizer, wanted, settings.seed, folder)

@@ -17,6 +17,7 @@ from wmtp_train.data.loading import DataSpec, data_spec, load_sources, tokenizer
 from wmtp_train.data.scoring import ScoringJob
 from wmtp_train.engines.deepspeed.config import read_deepspeed_config
 from wmtp_train.engines.deepspeed.engine import shard_reference
+from wmtp_train.out_of_memory import explain_out_of_memory_without_training
 from wmtp_train.ranks.collective import START_AGAIN, run_on_all_ranks, run_on_rank0_and_broadcast
 from wmtp_train.ranks.lifecycle import run, start_processes
 from wmtp_train.settings.command_line import load_settings
@@ -58,6 +59,7 @@ def main() -> None:
     else:
         reference.to(mesh.device)
 
+    @explain_out_of_memory_without_training(settings, micro_batch, "the reference")
     def token_losses(batch: Batch) -> Tensor:
         here = batch.to(mesh.device)
         return reference.token_losses(here.input_ids, here.position_ids, here.document_ids, bounds=here.bounds)
