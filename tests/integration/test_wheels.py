@@ -24,10 +24,11 @@ IMPORTED = {  # what a user of each begins with
     "wmtp-lab": "wmtp_lab.report.page",
 }
 LOOK = """
-import importlib, importlib.metadata, importlib.util, sys
+import importlib, importlib.metadata, importlib.util, sys, sysconfig
 print(importlib.import_module(sys.argv[1]).__file__)
 print(*[name for name in sys.argv[2:] if importlib.util.find_spec(name)])
-print(*[found.value for found in importlib.metadata.entry_points(group="wmtp.benchmarks")])
+here = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])  # not of the third party
+print(*[found.value for package in here for found in package.entry_points if found.group == "wmtp.benchmarks"])
 """
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import wmtp_models.policy
+import wmtp_models.objective
 from wmtp_core import GradientHint, GradientPlan, UniformWeighting, UserError, WeightingInputs, linear_cross_entropy
 from wmtp_models import MtpForCausalLM, train_later_heads
 
@@ -59,7 +59,7 @@ def test_a_frozen_head_0_costs_no_gradient(
         ce.register_hook(lambda grad: arriving.update(real=grad.view(-1, 3)))
         return ce
 
-    monkeypatch.setattr(wmtp_models.policy, "linear_cross_entropy", spy)
+    monkeypatch.setattr(wmtp_models.objective, "linear_cross_entropy", spy)
     policy = MtpForCausalLM.wrap(make_causal_lm(), 3, head_kind=kind)
     if frozen:
         train_later_heads(policy)
